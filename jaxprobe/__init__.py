@@ -1,0 +1,1 @@
+"""jaxprobe: linear probes on every layer of a language model."""

@@ -1,0 +1,12 @@
+"""The one exception for what a user can mend."""
+
+
+class InputError(ValueError):
+    """Input that can't be used: each problem states the fact, what was found against what was wanted, and the remedy.
+
+    Checks collect every problem they find and raise once: ``raise InputError(problem, ...)``.
+    """
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
