@@ -131,7 +131,7 @@ def test_missing_or_damaged_files_are_said(run):
     run.path.mkdir()
     for path in (run.config_path, run.scores_path, run.probes_path):
         path.write_bytes(b"\x00 half a file")
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(InputError, match="is not valid JSON"):
         run.read_config()
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         run.read_scores()
