@@ -1,0 +1,180 @@
+"""From names to token ids: which tokens the model reads, and which one is the entity's last."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.errors import InputError
+
+if TYPE_CHECKING:  # importing transformers takes seconds
+    from transformers import PreTrainedTokenizerFast
+
+# Rows that are tokenised at a time: bounds the memory of the offsets (Python tuples), and is enough to fill all cores.
+CHUNK_ROWS = 16_384
+EXAMPLES = 3
+
+
+class Tokens(NamedTuple):
+    """The token ids of N entities, each ending at the entity's last token.
+
+    Attributes:
+      ids: [total] int32, one entity after the other; each starts with BOS.
+      starts: [N+1] int64; entity i is ``ids[starts[i]:starts[i + 1]]``.
+      straddling: [*] int64, the entities with a token that also covers text outside of the entity
+        (a token's leading space does not count).
+      bos_id: the id that every entity starts with.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    straddling: np.ndarray
+    bos_id: int
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    prompt: Prompt | str = "empty",
+    *,
+    max_length: int | None = None,
+    seed: int = 0,
+    prefix_per_row: bool = False,
+) -> Tokens:
+    """Token ids of each entity inside its prompt, up to the entity's last token.
+
+    The whole string is tokenised once and the entity's tokens are found by character offsets, because the tokens of
+    the parts are not the parts of the tokens. Text after the entity shapes its tokens but is not run. BOS is always
+    prepended here: without it a one-token name sits at position 0, where the massive activations are.
+
+    Args:
+      tokenizer: any fast tokenizer that has a BOS token.
+      texts: N entities.
+      prompt: a Prompt, one of the common names, or a template with ``{}`` once.
+      max_length: the model's context in tokens, BOS included; None for no limit.
+      seed: of the random ids, where the prompt asks for them.
+      prefix_per_row: random ids drawn anew for every row, as the paper did, instead of once for all rows.
+    Raises:
+      InputError: no BOS, or a prompt that brings its own; entities that are empty, have no tokens, or are longer
+        than `max_length`.
+    """
+    prompt = find_prompt("", prompt) if isinstance(prompt, str) else prompt
+    texts = prompt.spell(texts)
+    _check_input(tokenizer, texts, prompt)
+    prefix = _random_ids(tokenizer, len(texts) if prefix_per_row else 1, prompt.random_tokens, seed)
+    before, after = prompt.template.split("{}")
+    # Padding and truncation may be left from the file or an earlier call; transformers sets both at each of its own.
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    ids, lengths = array("i"), []
+    straddling, without_tokens = [], []
+    for first in range(0, len(texts), CHUNK_ROWS):
+        chunk = [before + text + after for text in texts[first : first + CHUNK_ROWS]]
+        encodings = backend.encode_batch(chunk, add_special_tokens=False)
+        for row, (string, encoding) in enumerate(zip(chunk, encodings, strict=True), start=first):
+            stop, straddles = _entity_stop(string, encoding.offsets, len(before), len(string) - len(after))
+            if straddles:
+                straddling.append(row)
+            if not stop:
+                without_tokens.append(row)
+            entity_ids = [tokenizer.bos_token_id, *prefix[row % len(prefix)], *encoding.ids[:stop]]
+            ids.extend(entity_ids)
+            lengths.append(len(entity_ids))
+    _check_lengths(texts, np.array(lengths), without_tokens, max_length)
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return Tokens(np.array(ids, np.int32), starts, np.array(straddling, np.int64), tokenizer.bos_token_id)
+
+
+def _entity_stop(string: str, offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, bool]:
+    """One past the last token that covers a character of string[start:end] (0: none does), and whether a token of
+    the entity also covers a character outside. Goes backwards: what follows the entity is short or absent."""
+    stop, straddles = 0, False
+    for index in range(len(offsets) - 1, -1, -1):
+        left, right = offsets[index]
+        if right <= start:
+            break
+        while left < right and string[left].isspace():
+            left += 1
+        if left < min(right, end):
+            stop = stop or index + 1
+            straddles |= left < start or right > end
+    return stop, straddles
+
+
+def _random_ids(tokenizer: PreTrainedTokenizerFast, rows: int, count: int, seed: int) -> list[list[int]]:
+    """[rows, count] seeded ids of ordinary tokens."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ordinary = np.array([token_id for token_id in range(len(tokenizer)) if token_id not in special])
+    return np.random.default_rng(seed).choice(ordinary, (rows, count)).tolist()
+
+
+def _check_input(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt: Prompt) -> None:
+    problems = []
+    if tokenizer.bos_token_id is None:
+        problems.append(
+            "The tokenizer has no BOS token, and a name is always read after one. "
+            "Set bos_token in tokenizer_config.json, or give another tokenizer."
+        )
+    elif prompt.template.startswith(tokenizer.bos_token):
+        problems.append(
+            f"Prompt {prompt.template!r} starts with BOS ({tokenizer.bos_token}), which is always prepended. "
+            "Take it out of the prompt."
+        )
+    if empty := [row for row, text in enumerate(texts) if not text.strip()]:
+        problems.append(f"Empty entities: {len(empty):,} ({_some_rows(empty)}). Leave these rows out.")
+    if problems:
+        raise InputError(*problems)
+
+
+def _check_lengths(
+    texts: Sequence[str], lengths: np.ndarray, without_tokens: Sequence[int], max_length: int | None
+) -> None:
+    problems = []
+    if without_tokens:
+        problems.append(
+            f"Entities without tokens: {len(without_tokens):,} ({_some_rows(without_tokens, texts)}). "
+            "The tokenizer drops their characters; leave these rows out."
+        )
+    if max_length is not None and (too_long := np.flatnonzero(lengths > max_length)).size:
+        problems.append(
+            f"Entities longer, with their prompt, than the context of {max_length:,} tokens: {too_long.size:,} "
+            f"(the longest has {lengths.max():,}; {_some_rows(too_long, texts)}). Shorten them, or leave them out."
+        )
+    if problems:
+        raise InputError(*problems)
+
+
+def _some_rows(rows: Sequence[int], texts: Sequence[str] | None = None) -> str:
+    """The first few rows, with their text where given, for a message."""
+    shown = [f"row {row}" + (f" {_shorten(texts[row])!r}" if texts is not None else "") for row in rows[:EXAMPLES]]
+    return ", ".join(shown) + (", ..." if len(rows) > EXAMPLES else "")
+
+
+def _shorten(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def show_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, rows: Sequence[int] = range(5)) -> list[str]:
+    """One line a row: its tokens as the vocabulary spells them, BOS first, the entity's last token last."""
+    lines = []
+    for row in rows:
+        if row < len(tokens.starts) - 1:
+            ids = tokens.ids[tokens.starts[row] : tokens.starts[row + 1]]
+            lines.append(f"row {row}: " + " | ".join(tokenizer.convert_ids_to_tokens(ids.tolist())))
+    return lines
+
+
+def token_notes(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
+    """What the user should know: BOS, and entities whose tokens straddle the entity's edge, with an example."""
+    notes = [f"BOS {tokenizer.bos_token} (id {tokens.bos_id}) is prepended to every entity."]
+    if tokens.straddling.size:
+        notes.append(
+            f"Entities with a token that also covers text outside of the entity: {tokens.straddling.size:,}, e.g. "
+            + show_tokens(tokenizer, tokens, tokens.straddling[:1].tolist())[0]
+        )
+    return notes
