@@ -1,0 +1,73 @@
+"""The arithmetic of a Llama block as pure functions. Letters as in jaxprobe/mesh.py."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def project(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An einsum in the weight's dtype, summed in float32.
+
+    ``highest``: the defaults on TPU (bfloat16 passes) and on recent GPUs (TF32) are far too coarse for float32.
+    """
+    return jnp.einsum(
+        equation, x.astype(weight.dtype), weight, precision="highest", preferred_element_type=jnp.float32
+    )
+
+
+def rms_norm(x: Float[Array, "... D"], gain: Float[Array, " D"], epsilon: float) -> Float[Array, "... D"]:
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return x * scale * gain.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + gain.shape)
+
+
+def rotary_tables(
+    positions: Int[Array, "B T"], frequencies: Float[Array, " half"]
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosine and sine of every slot's angles."""
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T *heads H"], cosine: Float[Array, "B T half"], sine: Float[Array, "B T half"]
+) -> Float[Array, "B T *heads H"]:
+    """Turns each pair (x[i], x[i + H/2]) by its slot's angle: the pairing of Hugging Face's checkpoints."""
+    over_heads = tuple(range(2, x.ndim - 1))
+    cosine, sine = jnp.expand_dims(cosine, over_heads), jnp.expand_dims(sine, over_heads)
+    low, high = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=-1)
+
+
+def attend(
+    query: Float[Array, "B T K G H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    visible: Bool[Array, "B T S"],
+    root_key: Float[Array, "R K H"],
+    root_value: Float[Array, "R K H"],
+    root_visible: Bool[Array, " R"],
+) -> Float[Array, "B T K G H"]:
+    """Attention of every slot to the shared root and to its ancestors in its own bin.
+
+    One softmax over both: its maximum and its sum are taken over the root's scores and the bin's together.
+    """
+    query = query / jnp.sqrt(jnp.float32(query.shape[-1]))
+    scores = project("BTKGH,BSKH->BKGTS", query, key)
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    root_scores = project("BTKGH,RKH->BKGTR", query, root_key)
+    root_scores = jnp.where(root_visible[None, None, None, None], root_scores, -jnp.inf)
+    # A slot sees itself, so the maximum is finite.
+    top = jnp.maximum(scores.max(-1), root_scores.max(-1, initial=-jnp.inf))[..., None]
+    weights, root_weights = jnp.exp(scores - top), jnp.exp(root_scores - top)
+    total = weights.sum(-1) + root_weights.sum(-1)
+    mixed = project("BKGTS,BSKH->BKGTH", weights, value) + project("BKGTR,RKH->BKGTH", root_weights, root_value)
+    # Dividing after the product divides H numbers a slot instead of S + R.
+    return jnp.moveaxis(mixed / total[..., None], 3, 1)
+
+
+def mlp(
+    x: Float[Array, "B T D"], gate: Float[Array, "D F"], up: Float[Array, "D F"], down: Float[Array, "F D"]
+) -> Float[Array, "B T D"]:
+    """The gated unit of Llama: down(silu(gate x) * up x)."""
+    hidden = jax.nn.silu(project("BTD,DF->BTF", x, gate)) * project("BTD,DF->BTF", x, up)
+    return project("BTF,FD->BTD", hidden, down)

@@ -1,0 +1,131 @@
+"""A Llama-family transformer up to its last hidden state, as a Flax NNX module over packed bins.
+
+Hidden states are return values: nothing is hooked, and there is no output head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxprobe.mesh import spec
+from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.layers import attend, mlp, project, rms_norm, rotary_tables, rotate
+
+# parameter -> its axes. Blocks are stacked over L, so that the compiled program does not grow with depth.
+BLOCK_AXES = {
+    "attention_norm": "LD",
+    "query": "LDKGH",
+    "key": "LDKH",
+    "value": "LDKH",
+    "output": "LKGHD",
+    "mlp_norm": "LD",
+    "gate": "LDF",
+    "up": "LDF",
+    "down": "LFD",
+}
+MODEL_AXES = {"embedding": "VD", "final_norm": "D"}
+
+
+class Blocks(nnx.Module):
+    """The weights of all L blocks; a scan sees one block at a time."""
+
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, initializer: nnx.Initializer, rngs: nnx.Rngs):
+        for name, axes in BLOCK_AXES.items():
+            setattr(self, name, _parameter(axes, config, dtype, initializer, rngs))
+
+
+class Llama(nnx.Module):
+    """Weights by name; every array's axes stand in BLOCK_AXES and MODEL_AXES, its sharding follows from them."""
+
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, initializer: nnx.Initializer, rngs: nnx.Rngs):
+        for name, axes in MODEL_AXES.items():
+            setattr(self, name, _parameter(axes, config, dtype, initializer, rngs))
+        self.blocks = Blocks(config, dtype, initializer, rngs)
+
+
+def _parameter(axes: str, config: LlamaConfig, dtype, initializer, rngs: nnx.Rngs) -> nnx.Param:
+    sizes = config.sizes()
+    shape = tuple(sizes[letter] for letter in axes)
+    # Norm gains start at one; they are the parameters with no axis but D (and L).
+    init = nnx.initializers.ones if set(axes) <= {"L", "D"} else initializer
+    return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=spec(axes))
+
+
+def abstract_llama(config: LlamaConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's structure, and its parameters as shapes with shardings; nothing is allocated."""
+    make = lambda: Llama(config, dtype, nnx.initializers.zeros, nnx.Rngs(0))
+    with jax.set_mesh(mesh):
+        return nnx.get_abstract_model(make, mesh)
+
+
+def random_llama(config: LlamaConfig, mesh: Mesh, dtype: jnp.dtype, seed: int = 0) -> Llama:
+    """The same architecture with random weights (normal, 0.02: the family's own initialisation), made on the devices."""
+    graph, state = abstract_llama(config, mesh, dtype)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    make = lambda: nnx.state(Llama(config, dtype, nnx.initializers.normal(0.02), nnx.Rngs(seed)))
+    with jax.set_mesh(mesh):
+        return nnx.merge(graph, jax.jit(make, out_shardings=shardings)())
+
+
+class Bins(NamedTuple):
+    """B packed bins of T slots; slot s is an ancestor-or-self of slot t when ``s <= t < ends[s]``."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    ends: Int[Array, "B T"]
+    wanted: Int[Array, "B W"]  # slots whose states are returned
+
+
+class Root(NamedTuple):
+    """Keys and values of the prefix that every entity shares; the first ``length`` of R slots count."""
+
+    keys: Float[Array, "L R K H"]
+    values: Float[Array, "L R K H"]
+    length: Int[Array, ""]
+
+
+class Forward(NamedTuple):
+    """Hidden states at the wanted slots, and every slot's keys and values where they were asked for."""
+
+    embed: Float[Array, "B W D"]
+    blocks: Float[Array, "L B W D"]  # the residual stream after each block
+    final_norm: Float[Array, "B W D"]
+    keys: Float[Array, "L B T K H"] | None
+    values: Float[Array, "L B T K H"] | None
+
+
+def forward(model: Llama, config: LlamaConfig, bins: Bins, root: Root, return_keys: bool = False) -> Forward:
+    """Runs every bin and returns the wanted rows of every state, in float32.
+
+    The residual stream is float32 whatever the weights' dtype: sums over many blocks then lose nothing, and
+    the largest activations (1e4 and more in a few dimensions) keep their small neighbours.
+    """
+    slots = jnp.arange(bins.tokens.shape[1])
+    causal = slots[None, :, None] >= slots[None, None, :]
+    visible = causal & (slots[None, :, None] < bins.ends[:, None, :])
+    root_visible = jnp.arange(root.keys.shape[1]) < root.length
+    cosine, sine = rotary_tables(bins.positions, jnp.asarray(config.rope_frequencies, jnp.float32))
+    rows = lambda x: jnp.take_along_axis(x, bins.wanted[:, :, None], axis=1)
+
+    def block(x, layer):
+        weights, root_key, root_value = layer
+        dtype = weights.key[...].dtype
+        normed = rms_norm(x, weights.attention_norm[...], config.norm_epsilon)
+        query = rotate(project("BTD,DKGH->BTKGH", normed, weights.query[...]), cosine, sine)
+        key = rotate(project("BTD,DKH->BTKH", normed, weights.key[...]), cosine, sine).astype(dtype)
+        value = project("BTD,DKH->BTKH", normed, weights.value[...]).astype(dtype)
+        mixed = attend(query, key, value, visible, root_key, root_value, root_visible)
+        x = x + project("BTKGH,KGHD->BTD", mixed, weights.output[...])
+        normed = rms_norm(x, weights.mlp_norm[...], config.norm_epsilon)
+        x = x + mlp(normed, weights.gate[...], weights.up[...], weights.down[...])
+        return x, (rows(x), (key, value) if return_keys else None)
+
+    x = model.embedding[...][bins.tokens].astype(jnp.float32)
+    embed = rows(x)
+    x, (blocks, keys) = jax.lax.scan(block, x, (model.blocks, root.keys, root.values))
+    final = rms_norm(rows(x), model.final_norm[...], config.norm_epsilon)
+    return Forward(embed, blocks, final, *(keys or (None, None)))

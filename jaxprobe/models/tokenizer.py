@@ -1,0 +1,53 @@
+"""The model's own tokenizer, through transformers; from a GGUF file too, without PyTorch."""
+
+from pathlib import Path
+
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from jaxprobe.errors import InputError
+from jaxprobe.models.source import ModelSource
+
+# tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
+_KNOWN_SPLITS = ("smollm", "llama-bpe")
+
+
+def load_tokenizer(source: ModelSource, tokenizer: str | None = None) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of ``source``, or the one that ``tokenizer`` names (a folder or a hub name).
+
+    Raises:
+      InputError: no fast tokenizer is there, or a GGUF file asks for a splitting that is not verified.
+    """
+    if tokenizer is None and source.is_gguf:
+        return _from_gguf(source.path)
+    place = tokenizer or str(source.path)
+    try:
+        # use_fast is what gives character offsets; trust_remote_code stays off.
+        loaded = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"No tokenizer could be read from {place}. Name one with --tokenizer.") from error
+    if not isinstance(loaded, PreTrainedTokenizerFast):
+        raise InputError(f"The tokenizer of {place} gives no character offsets. Name a fast one with --tokenizer.")
+    return loaded
+
+
+def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
+    # Not public API of transformers (AutoTokenizer's own route insists on PyTorch): the version is bounded
+    # in pyproject.toml and tests compare the result with the model's published splitting.
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    architecture, parts, names = get_gguf_tokenizer(str(path))
+    kind, split = parts.get("tokenizer_type"), parts.get("pre_tokenizer_type")
+    if kind not in ("gpt2", "llama") or (kind == "gpt2" and split not in _KNOWN_SPLITS):
+        raise InputError(
+            f"{path.name} asks for tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}, whose splitting "
+            f"is not verified here (verified: {', '.join(_KNOWN_SPLITS)}). Name the model's tokenizer with --tokenizer."
+        )
+    backend, _ = convert_gguf_tokenizer(architecture, parts)
+    if split == "smollm":
+        # The converter leaves this kind at GPT-2's splitting; the model was trained with single digits.
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    special = {name: names[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if names.get(name)}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
