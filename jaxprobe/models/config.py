@@ -212,7 +212,9 @@ def from_gguf(
     kv_heads = rest.pop("attention.head_count_kv", heads)
     head_width = rest.get("attention.key_length", width // heads)
     if rest.get("rope.dimension_count", head_width) != head_width:
-        problems.append(f"Rope turns {rest['rope.dimension_count']} of {head_width} dimensions; only all is implemented.")
+        problems.append(
+            f"Rope turns {rest['rope.dimension_count']} of {head_width} dimensions; only all is implemented."
+        )
     if rest.get("attention.value_length", head_width) != head_width:
         problems.append(f"Values are {rest['attention.value_length']} wide and keys {head_width}; they must be equal.")
     kind = rest.pop("rope.scaling.type", "none")

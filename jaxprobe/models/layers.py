@@ -10,9 +10,7 @@ def project(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) 
 
     ``highest``: the defaults on TPU (bfloat16 passes) and on recent GPUs (TF32) are far too coarse for float32.
     """
-    return jnp.einsum(
-        equation, x.astype(weight.dtype), weight, precision="highest", preferred_element_type=jnp.float32
-    )
+    return jnp.einsum(equation, x.astype(weight.dtype), weight, precision="highest", preferred_element_type=jnp.float32)
 
 
 def rms_norm(x: Float[Array, "... D"], gain: Float[Array, " D"], epsilon: float) -> Float[Array, "... D"]:

@@ -1,0 +1,159 @@
+"""Runs a plan's bins through the model and hands out each shard's hidden states as it is complete."""
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxprobe.errors import InputError
+from jaxprobe.extract.trie import Batch, Plan
+from jaxprobe.mesh import spec
+from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.llama import Bins, Forward, Llama, Root, forward
+from jaxprobe.models.load import DTYPES, LanguageModel
+
+# B bins of 64 slots for each device that shares the bins: enough rows to keep the matmuls at their full rate.
+BINS_PER_DEVICE = {"cpu": 16, "gpu": 256, "tpu": 128}
+# The root's length is rounded up to this, so that prompts of about one length share a compiled program.
+ROOT_MULTIPLE = 16
+# Steps whose results may wait on the devices while the host copies the oldest.
+STEPS_IN_FLIGHT = 2
+
+
+class ShardStates(NamedTuple):
+    """The hidden states of one shard's entities."""
+
+    index: int
+    rows: np.ndarray  # [E] table rows
+    states: dict[str, np.ndarray]  # state -> [E, D]
+
+
+def bins_per_step(mesh: Mesh) -> int:
+    """B of one step: bins for every device that shares them."""
+    return BINS_PER_DEVICE[jax.default_backend()] * mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def choose_states(
+    config: LlamaConfig, complete: bool, layers: Sequence[int] | None, final_norm: bool
+) -> tuple[str, ...]:
+    """The states to collect: ``embed`` and every block's (or those of ``layers``), and the final norm on request.
+
+    Raises:
+      InputError: a layer that the model does not have, or the final norm of a model cut short.
+    """
+    wanted = range(config.layers) if layers is None else sorted(set(layers))
+    problems = [
+        f"Layer {layer} does not exist: the model has layers 0 to {config.layers - 1}."
+        for layer in wanted
+        if not 0 <= layer < config.layers
+    ]
+    if final_norm and not complete:
+        problems.append("final_norm follows the last block, which --layers leaves out. Add the last layer.")
+    if problems:
+        raise InputError(*problems)
+    return ("embed", *map(str, wanted), *(("final_norm",) if final_norm else ()))
+
+
+def run_plan(
+    model: LanguageModel, plan: Plan, states: tuple[str, ...], shards: Iterable[int] | None = None
+) -> Iterator[ShardStates]:
+    """Computes shards in order (default: all), each complete before it is handed out.
+
+    The next steps run on the devices while the host copies the last one's rows. States have the model's dtype.
+
+    Raises:
+      InputError: a state that is not finite; names the entity's row and the state.
+    """
+    step = _compiled_step(model.config, states, model.mesh, model.dtype)
+    put = functools.partial(_put, mesh=model.mesh)
+    root = _run_root(model, plan.root)
+    dtype = np.dtype(DTYPES[model.dtype])
+    for index in range(len(plan.shards)) if shards is None else shards:
+        shard = plan.shards[index]
+        buffer = np.empty((len(states), len(shard.rows), model.config.width), dtype)
+        started = ((batch, step(model.weights, put(batch), root)) for batch in shard.batches)
+        for batch, parts in _in_flight(started, STEPS_IN_FLIGHT):
+            # [states, B, W, D] in parts -> this batch's entities, one row each
+            first = 0
+            for part in map(np.asarray, parts):
+                buffer[first : first + len(part), batch.entities] = part[:, batch.bins, batch.columns]
+                first += len(part)
+        _check_finite(buffer, states, shard.rows)
+        yield ShardStates(index, shard.rows, dict(zip(states, buffer, strict=True)))
+
+
+def _in_flight(started: Iterator, count: int) -> Iterator:
+    """Keeps ``count`` results of an asynchronous dispatch waiting ahead of the consumer."""
+    waiting: collections.deque = collections.deque()
+    for result in started:
+        waiting.append(result)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _put(batch: Batch, mesh: Mesh) -> Bins:
+    fields = Bins(batch.tokens, batch.positions, batch.ends, batch.wanted)
+    return jax.device_put(fields, NamedSharding(mesh, spec("BT")))
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_step(
+    config: LlamaConfig, states: tuple[str, ...], mesh: Mesh, dtype: str
+) -> Callable[[Llama, Bins, Root], list[jax.Array]]:
+    """The jitted forward of one batch; returns the wanted rows of ``states``, in their order, in a few arrays."""
+    blocks = [int(state) for state in states if state.isdecimal()]
+
+    def step(weights: Llama, bins: Bins, root: Root) -> list[jax.Array]:
+        result = forward(weights, config, bins, root)
+        parts = []
+        if "embed" in states:
+            parts.append(result.embed[None])
+        if blocks:
+            every = len(blocks) == config.layers
+            parts.append(result.blocks if every else result.blocks[jnp.array(blocks)])
+        if "final_norm" in states:
+            parts.append(result.final_norm[None])
+        return [part.astype(DTYPES[dtype]) for part in parts]
+
+    return jax.jit(step, out_shardings=NamedSharding(mesh, spec("LBWD")))
+
+
+def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
+    """Keys and values of the shared prefix, computed once; padded to a length that other prompts share."""
+    slots = -(-len(tokens) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+    copies = model.mesh.shape["data"] * model.mesh.shape["fsdp"]  # every device that shares the bins runs one
+    padded = np.zeros((copies, slots), np.int32)
+    padded[:, : len(tokens)] = tokens
+    index = np.broadcast_to(np.arange(slots, dtype=np.int32), padded.shape)
+    # A chain: the subtree of every slot reaches to the end.
+    batch = Bins(padded, index, np.full_like(padded, slots), np.zeros((copies, 1), np.int32))
+    batch = jax.device_put(batch, NamedSharding(model.mesh, spec("BT")))
+    keys, values = _compiled_root(model.config, model.mesh)(model.weights, batch)
+    return Root(keys, values, jnp.int32(len(tokens)))
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_root(config: LlamaConfig, mesh: Mesh) -> Callable[[Llama, Bins], tuple[jax.Array, jax.Array]]:
+    def run(weights: Llama, bins: Bins) -> tuple[jax.Array, jax.Array]:
+        none = jnp.zeros((config.layers, 0, config.kv_heads, config.head_width), weights.blocks.key[...].dtype)
+        result: Forward = forward(weights, config, bins, Root(none, none, jnp.int32(0)), return_keys=True)
+        return result.keys[:, 0], result.values[:, 0]
+
+    return jax.jit(run, out_shardings=NamedSharding(mesh, spec("LRKH")))
+
+
+def _check_finite(buffer: np.ndarray, states: tuple[str, ...], rows: np.ndarray) -> None:
+    # One sum a row finds a NaN or an infinity without a copy of the buffer's size.
+    finite = np.isfinite(buffer.sum(-1, dtype=np.float32))
+    if not finite.all():
+        state, entity = np.argwhere(~finite)[0]
+        raise InputError(
+            f"State {states[state]!r} of table row {rows[entity]} is not finite ({(~finite).sum()} such rows). "
+            "The weights hold a NaN or an infinity, or the dtype overflows: try --dtype float32."
+        )

@@ -1,0 +1,221 @@
+"""Hidden states against Hugging Face PyTorch in float32, on tiny Llamas that transformers itself saves."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxprobe.errors import InputError
+from jaxprobe.extract.forward import choose_states, run_plan
+from jaxprobe.extract.trie import plan_bins
+from jaxprobe.mesh import make_mesh, parse_mesh
+from jaxprobe.models.config import from_hugging_face
+from jaxprobe.models.load import LanguageModel
+from jaxprobe.models.source import find_model
+from jaxprobe.models.weights import check_tensors, load_weights, open_checkpoint
+
+# Both forwards are float32, so they differ by rounding only: about 1e-6 over a few blocks.
+ROW_NORM = 1e-5
+# A few dimensions are up to 1e4 times larger and would hide the rest: each is held to its own spread as well.
+PER_DIMENSION = 1e-3
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 10_000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+def save_llama(folder, *, heads=8, kv_heads=4, tied=False, rope="default", dtype=torch.float32, **save):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        rope_parameters=ROPES[rope],
+        initializer_range=0.3,  # large enough for attention to differ between positions
+    )
+    model = transformers.LlamaForCausalLM(config).to(dtype)
+    model.save_pretrained(folder, **save)
+    return reference(folder)
+
+
+def reference(folder, dtype=torch.float32):
+    """Read back from the file: a cast of the module would round its rotary frequencies too."""
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def load(folder, mesh=None, dtype="float32"):
+    mesh = mesh or make_mesh({"data": 1}, jax.devices()[:1])
+    checkpoint = open_checkpoint(folder)
+    config = checkpoint.config()
+    check_tensors(checkpoint, config, config.layers)
+    weights = load_weights(checkpoint, config, mesh, dtype)
+    return LanguageModel(find_model(str(folder)), config, weights, None, mesh, dtype, True)
+
+
+def random_sequences(count=40, vocabulary=96, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[1, 5, 9, *rng.integers(2, vocabulary, rng.integers(1, 12))] for _ in range(count)] + [[1, 5, 9, 4]] * 2
+
+
+def ours(model, sequences, bins=4, slots=16, shard_entities=16):
+    ids = np.concatenate(sequences).astype(np.int32)
+    starts = np.cumsum([0, *map(len, sequences)])
+    plan = plan_bins(ids, starts, bins=bins, slots=slots, shard_entities=shard_entities)
+    states = choose_states(model.config, True, None, True)
+    found = {state: np.full((len(sequences), model.config.width), np.nan, np.float32) for state in states}
+    for shard in run_plan(model, plan, states):
+        for state in states:
+            found[state][shard.rows] = shard.states[state].astype(np.float32)
+    return found
+
+
+def theirs(model, sequences):
+    """One sequence at a time, no padding; the state before the final norm by a hook, as HF's last is after it."""
+    layers = model.config.num_hidden_layers
+    last = {}
+    handle = model.model.layers[-1].register_forward_hook(lambda module, args, output: last.update(state=output))
+    found = {state: [] for state in ("embed", *map(str, range(layers)), "final_norm")}
+    with torch.inference_mode():
+        for sequence in sequences:
+            states = model(torch.tensor([sequence]), output_hidden_states=True).hidden_states
+            before_norm = last["state"][0] if isinstance(last["state"], tuple) else last["state"]
+            for name, state in zip(found, [*states[:-1], before_norm, states[-1]], strict=True):
+                found[name].append(state[0, -1].float().numpy())
+    handle.remove()
+    return {name: np.array(rows) for name, rows in found.items()}
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for state in expected:
+        error = np.linalg.norm(found[state] - expected[state], axis=1) / np.linalg.norm(expected[state], axis=1)
+        assert error.max() <= ROW_NORM, (state, error.max())
+        spread = expected[state].std(0)
+        moving = spread > 0
+        error = np.abs(found[state] - expected[state]).max(0)
+        assert (error[moving] <= PER_DIMENSION * spread[moving]).all(), state
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "tied", "rope"),
+    [(8, 8, False, "default"), (8, 4, True, "linear"), (8, 1, False, "llama3"), (4, 2, True, "llama3")],
+    ids=["full", "grouped", "multi-query", "wide heads"],
+)
+def test_states_equal_hugging_face(tmp_path, heads, kv_heads, tied, rope):
+    truth = save_llama(tmp_path, heads=heads, kv_heads=kv_heads, tied=tied, rope=rope)
+    sequences = random_sequences()
+    assert_same(ours(load(tmp_path), sequences), theirs(truth, sequences))
+
+
+def test_sharded_bfloat16_files_give_the_same_states(tmp_path):
+    truth = save_llama(tmp_path, dtype=torch.bfloat16, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    sequences = random_sequences()
+    assert_same(ours(load(tmp_path), sequences), theirs(truth, sequences))
+
+
+def test_float16_files_give_the_same_states(tmp_path):
+    truth = save_llama(tmp_path, dtype=torch.float16)
+    sequences = random_sequences(10)
+    assert_same(ours(load(tmp_path), sequences), theirs(truth, sequences))
+
+
+def test_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path):
+    truth = save_llama(tmp_path, dtype=torch.bfloat16)
+    sequences = random_sequences()
+    exact = theirs(truth, sequences)
+    rounded = {"ours": ours(load(tmp_path, dtype="bfloat16"), sequences)}
+    rounded["theirs"] = theirs(reference(tmp_path, torch.bfloat16), sequences)
+    for state in exact:
+        error = {who: np.linalg.norm(states[state] - exact[state]) for who, states in rounded.items()}
+        assert error["ours"] <= error["theirs"], (state, error)
+
+
+def test_packed_equals_one_at_a_time(tmp_path):
+    save_llama(tmp_path)
+    model, sequences = load(tmp_path), random_sequences(12)
+    alone = [ours(model, [sequence]) for sequence in sequences]
+    assert_same(ours(model, sequences), {s: np.concatenate([one[s] for one in alone]) for s in alone[0]})
+
+
+@pytest.mark.parametrize("mesh", ["data=4,model=2", "data=8", "model=8", "data=2,fsdp=2,model=2"])
+def test_meshes_give_the_same_states(tmp_path, mesh):
+    save_llama(tmp_path, kv_heads=8)
+    sequences = random_sequences()
+    model = load(tmp_path, make_mesh(parse_mesh(mesh)))
+    assert_same(ours(model, sequences, bins=8), ours(load(tmp_path), sequences))
+    sizes = parse_mesh(mesh)
+    d, k = sizes.get("fsdp", 1), sizes.get("model", 1)
+    shard = lambda weight: weight[...].addressable_shards[0].data.shape
+    assert shard(model.weights.blocks.query) == (3, 64 // d, 8 // k, 1, 8)
+    assert shard(model.weights.blocks.down) == (3, 112 // k, 64 // d)
+    assert shard(model.weights.embedding) == (96 // k, 64 // d)
+    assert len(model.weights.embedding[...].sharding.device_set) == 8 if np.prod(list(sizes.values())) == 8 else True
+
+
+def test_a_mesh_that_does_not_divide_is_refused_with_one_that_does(tmp_path):
+    save_llama(tmp_path, kv_heads=4)
+    with pytest.raises(InputError, match=r"K=4 .* 'model' of size 8. Use --mesh with model=4"):
+        load(tmp_path, make_mesh(parse_mesh("model=8")))
+
+
+def test_fewer_layers_run_fewer_blocks(tmp_path):
+    from jaxprobe.models.load import load_model
+
+    save_llama(tmp_path)
+    sequences = random_sequences(5)
+    whole = ours(load(tmp_path), sequences)
+    checkpoint = open_checkpoint(tmp_path)
+    part = LanguageModel(
+        find_model(str(tmp_path)),
+        config := from_hugging_face({**json.loads((tmp_path / "config.json").read_text()), "num_hidden_layers": 2}),
+        load_weights(checkpoint, config, make_mesh({"data": 1}), "float32"),
+        None,
+        make_mesh({"data": 1}),
+        "float32",
+        False,
+    )
+    np.testing.assert_allclose(ours(part, sequences)["1"], whole["1"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="Layer 3 does not exist"):
+        load_model(str(tmp_path), last_layer=3)
+    with pytest.raises(InputError, match="final_norm follows the last block"):
+        choose_states(part.config, part.complete, None, True)
+
+
+def test_a_state_that_is_not_finite_is_named(tmp_path):
+    truth = save_llama(tmp_path)
+    with torch.no_grad():
+        truth.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    truth.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="State '1' of table row"):
+        ours(load(tmp_path), random_sequences(3))
+
+
+def test_shards_can_be_run_alone_to_the_same_bits(tmp_path):
+    save_llama(tmp_path)
+    model, sequences = load(tmp_path), random_sequences()
+    ids = np.concatenate(sequences).astype(np.int32)
+    plan = plan_bins(ids, np.cumsum([0, *map(len, sequences)]), bins=4, slots=16, shard_entities=16)
+    every = list(run_plan(model, plan, ("embed", "2")))
+    (last,) = run_plan(model, plan, ("embed", "2"), shards=[2])
+    assert last.index == 2 and len(every) == 3
+    np.testing.assert_array_equal(last.states["2"], every[2].states["2"])
+    assert sorted(itertools.chain(*(shard.rows for shard in every))) == list(range(len(sequences)))

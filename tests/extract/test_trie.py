@@ -1,0 +1,115 @@
+"""The plan against brute force: every sequence comes back from its slots, and each prefix is computed once."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxprobe.extract.trie import plan_bins
+
+tokens = st.lists(st.integers(0, 3), min_size=1, max_size=9)
+
+
+def ragged(sequences):
+    ids = np.array([token for sequence in sequences for token in sequence], np.int32)
+    return ids, np.cumsum([0, *map(len, sequences)])
+
+
+def bin_paths(plan, batch, row):
+    """Each used slot's tokens from the root on, found by the visibility rule alone. Unused slots hold token 0."""
+    index = np.arange(batch.tokens.shape[1])
+    found = []
+    for slot in index[batch.tokens[row] > 0]:
+        visible = (index <= slot) & (slot < batch.ends[row])
+        length = len(plan.root) + visible.sum()
+        np.testing.assert_array_equal(batch.positions[row][visible], np.arange(len(plan.root), length))
+        found.append((*plan.root.tolist(), *batch.tokens[row][visible].tolist()))
+    return found
+
+
+def check(sequences, plan):
+    """Every entity's wanted slot holds its sequence; a prefix stands once, but for ancestors repeated in a new bin."""
+    seen = np.zeros(len(sequences), int)
+    for shard in plan.shards:
+        earlier = set()
+        for batch in shard.batches:
+            bins = [bin_paths(plan, batch, row) for row in range(len(batch.tokens))]
+            for row, bin_, column in zip(shard.rows[batch.entities], batch.bins, batch.columns, strict=True):
+                assert bins[bin_][batch.wanted[bin_, column]] == tuple(sequences[row])
+                seen[row] += 1
+            for paths in bins:
+                assert len(set(paths)) == len(paths)
+                repeated = [path for path in paths if path in earlier]
+                assert repeated == paths[: len(repeated)]
+                assert all(long[:-1] == short for short, long in itertools.pairwise(repeated))
+                earlier.update(paths)
+    assert (seen == 1).all()
+
+
+@given(
+    st.lists(tokens, min_size=1, max_size=40),
+    st.lists(st.integers(0, 3), max_size=4),
+    st.sampled_from([1, 2, 4, 16]),
+    st.integers(1, 3),
+    st.integers(1, 50),
+)
+def test_every_sequence_comes_back(names, template, slots, bins, shard_entities):
+    sequences = [[7, *(token + 1 for token in template), *(token + 1 for token in name)] for name in names]
+    plan = plan_bins(*ragged(sequences), bins=bins, slots=slots, shard_entities=shard_entities)
+    check(sequences, plan)
+    prefixes = {tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)}
+    assert plan.distinct_prefixes == len(prefixes)
+
+
+@given(st.lists(tokens, min_size=1, max_size=40))
+def test_one_large_bin_holds_each_prefix_once(names):
+    sequences = [[7, *(token + 1 for token in name)] for name in names]
+    plan = plan_bins(*ragged(sequences), bins=1, slots=1024)
+    (batch,) = plan.shards[0].batches
+    computed = bin_paths(plan, batch, 0)
+    prefixes = {tuple(s[:n]) for s in sequences for n in range(len(plan.root) + 1, len(s) + 1)}
+    assert len(computed) == len(set(computed)) and set(computed) == prefixes
+
+
+def test_a_path_longer_than_a_bin_takes_a_longer_bin():
+    sequences = [[1, 2], [1, *range(3, 103)], [1, 2, 5]]
+    plan = plan_bins(*ragged(sequences), bins=2, slots=16)
+    check(sequences, plan)
+    assert {batch.tokens.shape for batch in plan.shards[0].batches} == {(2, 16), (2, 128)}
+
+
+def test_the_root_is_the_longest_common_prefix_and_leaves_every_entity_a_slot():
+    plan = plan_bins(*ragged([[1, 5, 6, 7], [1, 5, 6, 8]]), bins=1)
+    assert plan.root.tolist() == [1, 5, 6]
+    plan = plan_bins(*ragged([[1, 5, 6], [1, 5, 6, 8]]), bins=1)
+    assert plan.root.tolist() == [1, 5]
+    plan = plan_bins(*ragged([[1, 5]] * 3), bins=1)
+    assert plan.root.tolist() == [1]
+    assert plan.shards[0].batches[0].entities == slice(0, 3)
+
+
+def test_repeated_ancestors_and_padding_stay_few_on_a_thousand_names():
+    rng = np.random.default_rng(0)
+    sequences = [[1, *rng.integers(1, 30, rng.integers(2, 8))] for _ in range(1000)]
+    plan = plan_bins(*ragged(sequences), bins=4)
+    assert plan.slots / plan.distinct_prefixes < 1.2
+
+
+def test_a_shard_does_not_depend_on_the_others():
+    rng = np.random.default_rng(1)
+    sequences = [[1, *rng.integers(1, 9, rng.integers(1, 6))] for _ in range(60)]
+    plan = plan_bins(*ragged(sequences), bins=2, slots=16, shard_entities=20)
+    rows = plan.shards[1].rows
+    alone = plan_bins(*ragged([sequences[row] for row in rows]), bins=2, slots=16)
+    if len(alone.root) == len(plan.root):
+        for mine, other in zip(plan.shards[1].batches, alone.shards[0].batches, strict=True):
+            np.testing.assert_array_equal(mine.tokens, other.tokens)
+    assert sorted(np.concatenate([shard.rows for shard in plan.shards])) == list(range(60))
+
+
+@pytest.mark.parametrize("sequences", [[], [[1]], [[1, 2], [1]]])
+def test_entities_without_a_token_are_refused(sequences):
+    with pytest.raises(ValueError, match="at least one token"):
+        plan_bins(*ragged(sequences), bins=1)
