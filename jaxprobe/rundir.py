@@ -14,10 +14,7 @@ finds the old file or the new one, never half of one.
 """
 
 import json
-import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import differences, replacing
 
 SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
 SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
@@ -123,14 +121,14 @@ class RunDirectory:
         existing = self.read_config()
         if existing.get("fingerprint") == config["fingerprint"]:
             return
-        differences = list(_differences(existing.get("settings", {}), config.get("settings", {})))
-        differences = differences or [
+        lines = list(differences(existing.get("settings", {}), config.get("settings", {})))
+        lines = lines or [
             f"  fingerprint: {existing.get('fingerprint')} there, {config['fingerprint']} wanted (settings are equal; "
             "the weights, the table or the version of jaxprobe changed)"
         ]
         raise InputError(
             f"{self.path} belongs to another run. Name another folder, or remove this one. What differs:\n"
-            + "\n".join(differences)
+            + "\n".join(lines)
         )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -204,19 +202,6 @@ class RunDirectory:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{self.probes_path} cannot be read ({error}). Fit the probes again.") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a temporary file beside `path`; move it to `path` on success, remove it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers such as matplotlib choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
@@ -294,28 +279,6 @@ def _column_problems(table: str, frame: pd.DataFrame, columns: Mapping[str, str]
 def _split_problems(table: str, frame: pd.DataFrame) -> list[str]:
     unknown = sorted(set(frame["split"]) - set(SPLITS))
     return [f"{table}: split holds {', '.join(map(repr, unknown))}, wanted 'train' or 'test'."] if unknown else []
-
-
-def _differences(existing: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Lines `a.b: old there, new wanted` for every leaf that differs; an absent one reads (absent)."""
-    for name in _in_order(existing, wanted):
-        old, new = existing.get(name, _ABSENT), wanted.get(name, _ABSENT)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        # A config that was read has lists where the one to be written has tuples.
-        elif _as_json(old) != _as_json(new):
-            yield f"  {prefix}{name}: {_as_json(old)} there, {_as_json(new)} wanted"
-
-
-_ABSENT = object()
-
-
-def _as_json(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-def _in_order(*mappings: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
 def _raise(problems: list[str]) -> None:
