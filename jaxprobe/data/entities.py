@@ -238,7 +238,7 @@ def _notes_on_names(table: EntityTable) -> list[str]:
     trained = {text for text, test in zip(table.texts, table.is_test, strict=True) if not test}
     leaked = sum(test and text in trained for text, test in zip(table.texts, table.is_test, strict=True))
     if leaked:
-        notes.append(f"Warning: {leaked:,} test rows have a name that a training row has too.")
+        notes.append(f"Warning: test rows whose name a training row has too: {leaked:,}.")
     return notes
 
 
