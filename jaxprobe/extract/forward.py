@@ -60,11 +60,16 @@ def choose_states(
 
 
 def run_plan(
-    model: LanguageModel, plan: Plan, states: tuple[str, ...], shards: Iterable[int] | None = None
+    model: LanguageModel,
+    plan: Plan,
+    states: tuple[str, ...],
+    shards: Iterable[int] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[ShardStates]:
     """Computes shards in order (default: all), each complete before it is handed out.
 
-    The next steps run on the devices while the host copies the last one's rows. States have the model's dtype.
+    ``advance`` is told how many entities each step completed. The next steps run on the devices while the host
+    copies the last one's rows. States have the model's dtype.
 
     Raises:
       InputError: a state that is not finite; names the entity's row and the state.
@@ -83,6 +88,7 @@ def run_plan(
             for part in map(np.asarray, parts):
                 buffer[first : first + len(part), batch.entities] = part[:, batch.bins, batch.columns]
                 first += len(part)
+            advance(len(batch.bins))
         _check_finite(buffer, states, shard.rows)
         yield ShardStates(index, shard.rows, dict(zip(states, buffer, strict=True)))
 

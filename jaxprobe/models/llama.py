@@ -63,7 +63,7 @@ def abstract_llama(config: LlamaConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[n
 
 
 def random_llama(config: LlamaConfig, mesh: Mesh, dtype: jnp.dtype, seed: int = 0) -> Llama:
-    """The same architecture with random weights (normal, 0.02: the family's own initialisation), made on the devices."""
+    """The same architecture with random weights (normal, 0.02: the family's own), made on the devices."""
     graph, state = abstract_llama(config, mesh, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     make = lambda: nnx.state(Llama(config, dtype, nnx.initializers.normal(0.02), nnx.Rngs(seed)))

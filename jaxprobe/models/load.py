@@ -14,49 +14,55 @@ from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.llama import Llama
 from jaxprobe.models.source import ModelSource, find_model
 from jaxprobe.models.tokenizer import load_tokenizer
-from jaxprobe.models.weights import check_tensors, load_weights, open_checkpoint
+from jaxprobe.models.weights import Checkpoint, check_tensors, load_weights, open_checkpoint
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class LanguageModel(NamedTuple):
-    """What an extraction needs of a model. ``config.layers`` counts the blocks that were loaded."""
+class ModelFiles(NamedTuple):
+    """A model that is found, understood and checked; its weights are not read yet."""
 
     source: ModelSource
-    config: LlamaConfig
-    weights: Llama
+    checkpoint: Checkpoint
+    config: LlamaConfig  # of the blocks that are wanted
     tokenizer: PreTrainedTokenizerFast
+    complete: bool  # whether every block is wanted, so that the final norm has its meaning
+
+
+class LanguageModel(NamedTuple):
+    """What an extraction needs of a model."""
+
+    files: ModelFiles
+    weights: Llama
     mesh: Mesh
     dtype: str
-    complete: bool  # whether every block is loaded, so that the final norm has its meaning
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.files.config
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"LanguageModel({self.files.source.name}: {c.layers} layers, width {c.width}, "
+            f"{c.parameter_count() / 1e6:,.0f} M parameters, {self.dtype}, mesh {dict(self.mesh.shape)})"
+        )
 
 
-def load_model(
-    name: str,
-    *,
-    revision: str | None = None,
-    tokenizer: str | None = None,
-    dtype: str | None = None,
-    last_layer: int | None = None,
-    mesh: Mesh | None = None,
-) -> LanguageModel:
-    """Loads a Llama-family model.
+def open_model(
+    name: str, *, revision: str | None = None, tokenizer: str | None = None, last_layer: int | None = None
+) -> ModelFiles:
+    """Finds a model's files and checks everything about them that can be checked without reading the weights.
 
     Args:
       name: ``demo``, a Hugging Face folder, a ``.gguf`` file, or a hub name.
       revision: of a hub model.
       tokenizer: a folder or hub name, where the model's own is not to be used.
-      dtype: of the weights, ``float32`` or ``bfloat16``; default: float32 on a CPU, bfloat16 elsewhere.
       last_layer: the last block wanted; later ones are neither read nor run.
-      mesh: default: all devices, each taking a share of the bins.
 
     Raises:
       InputError: anything about the files that can't be used; every problem found is named.
     """
-    mesh = make_mesh() if mesh is None else mesh
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}; float16 overflows in real models.")
     source = find_model(name, revision)
     checkpoint = open_checkpoint(source.path)
     config = checkpoint.config()
@@ -64,13 +70,38 @@ def load_model(
     if not 1 <= layers <= config.layers:
         raise InputError(f"Layer {last_layer} does not exist: {source.name} has layers 0 to {config.layers - 1}.")
     check_tensors(checkpoint, config, layers)
-    part = dataclasses.replace(config, layers=layers)
-    return LanguageModel(
+    return ModelFiles(
         source=source,
-        config=part,
+        checkpoint=checkpoint,
+        config=dataclasses.replace(config, layers=layers),
         tokenizer=load_tokenizer(source, tokenizer),
-        weights=load_weights(checkpoint, part, mesh, DTYPES[dtype]),
-        mesh=mesh,
-        dtype=dtype,
         complete=layers == config.layers,
     )
+
+
+def choose_dtype(dtype: str | None) -> str:
+    """The weights' dtype: float32 on a CPU and bfloat16 elsewhere, where nothing else is asked for."""
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}; float16 overflows in real models.")
+    return dtype
+
+
+def read_weights(files: ModelFiles, mesh: Mesh, dtype: str) -> LanguageModel:
+    """Reads the weights onto the mesh. Raises InputError where a dimension does not divide over it."""
+    return LanguageModel(files, load_weights(files.checkpoint, files.config, mesh, DTYPES[dtype]), mesh, dtype)
+
+
+def load_model(name: str, *, dtype: str | None = None, mesh: Mesh | None = None, **where) -> LanguageModel:
+    """Loads a Llama-family model.
+
+    Args:
+      name: ``demo``, a Hugging Face folder, a ``.gguf`` file, or a hub name.
+      dtype: of the weights, ``float32`` or ``bfloat16``; default: float32 on a CPU, bfloat16 elsewhere.
+      mesh: default: all devices, each taking a share of the bins.
+      where: ``revision``, ``tokenizer`` and ``last_layer`` of `open_model`.
+
+    Raises:
+      InputError: anything about the files that can't be used; every problem found is named.
+    """
+    return read_weights(open_model(name, **where), make_mesh() if mesh is None else mesh, choose_dtype(dtype))

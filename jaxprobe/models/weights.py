@@ -4,6 +4,7 @@ One table says, for each parameter, where it lies in a Hugging Face and in a GGU
 groups its axes. The loader walks the model's parameters, so a tensor that is missing can't go unnoticed.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ class Checkpoint(Protocol):
     """Tensors by name, read in slices."""
 
     is_gguf: bool
+    files: tuple[Path, ...]
 
     def config(self) -> LlamaConfig: ...
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -72,6 +74,7 @@ class SafetensorsCheckpoint:
             raise InputError(
                 f"{folder} lacks {', '.join(missing)}. Weights are read from safetensors only; download them again."
             )
+        self.files = tuple(folder / name for name in names)
         self._tensors: dict[str, Any] = {}
         for name in names:
             try:
@@ -100,6 +103,7 @@ class GGUFCheckpoint:
             reader = gguf.GGUFReader(path)
         except (ValueError, OSError, IndexError) as error:
             raise InputError(f"{path} can't be read as GGUF ({error}). It may be truncated; fetch it again.") from error
+        self.files = (path,)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._metadata = {
             key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")
@@ -122,6 +126,27 @@ class GGUFCheckpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     return GGUFCheckpoint(path) if path.suffix == ".gguf" else SafetensorsCheckpoint(path)
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """A SHA-256 that tells checkpoints apart: over whole files up to 1 GB, over their sizes and samples beyond.
+
+    Reading 140 GB only to name it would cost minutes; 256 blocks a file, the header among them, tell any two apart
+    that were trained or converted differently.
+    """
+    digest = hashlib.sha256()
+    for path in checkpoint.files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            whole = size <= _DIGEST_WHOLE
+            for offset in range(0, size, _DIGEST_BLOCK if whole else size // _DIGEST_SAMPLES):
+                file.seek(offset)
+                digest.update(file.read(_DIGEST_BLOCK))
+    return digest.hexdigest()
+
+
+_DIGEST_WHOLE, _DIGEST_BLOCK, _DIGEST_SAMPLES = 2**30, 2**20, 256
 
 
 def _read_json(path: Path) -> dict[str, Any]:

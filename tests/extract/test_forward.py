@@ -1,9 +1,8 @@
 """Hidden states against Hugging Face PyTorch in float32, on tiny Llamas that transformers itself saves."""
 
+import dataclasses
 import itertools
-import json
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -13,10 +12,9 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import choose_states, run_plan
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.config import from_hugging_face
-from jaxprobe.models.load import LanguageModel
+from jaxprobe.models.load import ModelFiles, read_weights
 from jaxprobe.models.source import find_model
-from jaxprobe.models.weights import check_tensors, load_weights, open_checkpoint
+from jaxprobe.models.weights import check_tensors, open_checkpoint
 
 # Both forwards are float32, so they differ by rounding only: about 1e-6 over a few blocks.
 ROW_NORM = 1e-5
@@ -61,13 +59,15 @@ def reference(folder, dtype=torch.float32):
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-def load(folder, mesh=None, dtype="float32"):
-    mesh = mesh or make_mesh({"data": 1}, jax.devices()[:1])
+def load(folder, mesh=None, dtype="float32", last_layer=None):
+    """The model without a tokenizer: these tests feed tokens."""
     checkpoint = open_checkpoint(folder)
     config = checkpoint.config()
-    check_tensors(checkpoint, config, config.layers)
-    weights = load_weights(checkpoint, config, mesh, dtype)
-    return LanguageModel(find_model(str(folder)), config, weights, None, mesh, dtype, True)
+    layers = config.layers if last_layer is None else last_layer + 1
+    check_tensors(checkpoint, config, layers)
+    part = dataclasses.replace(config, layers=layers)
+    files = ModelFiles(find_model(str(folder)), checkpoint, part, None, layers == config.layers)
+    return read_weights(files, mesh or make_mesh({"data": 1}), dtype)
 
 
 def random_sequences(count=40, vocabulary=96, seed=0):
@@ -79,7 +79,7 @@ def ours(model, sequences, bins=4, slots=16, shard_entities=16):
     ids = np.concatenate(sequences).astype(np.int32)
     starts = np.cumsum([0, *map(len, sequences)])
     plan = plan_bins(ids, starts, bins=bins, slots=slots, shard_entities=shard_entities)
-    states = choose_states(model.config, True, None, True)
+    states = choose_states(model.config, model.files.complete, None, model.files.complete)
     found = {state: np.full((len(sequences), model.config.width), np.nan, np.float32) for state in states}
     for shard in run_plan(model, plan, states):
         for state in states:
@@ -178,26 +178,19 @@ def test_a_mesh_that_does_not_divide_is_refused_with_one_that_does(tmp_path):
 
 
 def test_fewer_layers_run_fewer_blocks(tmp_path):
-    from jaxprobe.models.load import load_model
-
     save_llama(tmp_path)
     sequences = random_sequences(5)
-    whole = ours(load(tmp_path), sequences)
-    checkpoint = open_checkpoint(tmp_path)
-    part = LanguageModel(
-        find_model(str(tmp_path)),
-        config := from_hugging_face({**json.loads((tmp_path / "config.json").read_text()), "num_hidden_layers": 2}),
-        load_weights(checkpoint, config, make_mesh({"data": 1}), "float32"),
-        None,
-        make_mesh({"data": 1}),
-        "float32",
-        False,
-    )
+    whole, part = ours(load(tmp_path), sequences), load(tmp_path, last_layer=1)
+    assert part.weights.blocks.key[...].shape[0] == 2
     np.testing.assert_allclose(ours(part, sequences)["1"], whole["1"], rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="Layer 3 does not exist"):
-        load_model(str(tmp_path), last_layer=3)
-    with pytest.raises(InputError, match="final_norm follows the last block"):
-        choose_states(part.config, part.complete, None, True)
+
+
+def test_states_that_are_not_there_are_refused(tmp_path):
+    save_llama(tmp_path)
+    part = load(tmp_path, last_layer=1)
+    with pytest.raises(InputError, match="Layer 2 does not exist") as error:
+        choose_states(part.config, False, [0, 2], True)
+    assert "final_norm follows the last block" in str(error.value)
 
 
 def test_a_state_that_is_not_finite_is_named(tmp_path):

@@ -1,0 +1,143 @@
+"""From a table and a model to hidden states: tokens, plan, and a store or memory to put them in."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.data.tokens import Tokens, tokenize
+from jaxprobe.extract.activations import open_activations
+from jaxprobe.extract.forward import bins_per_step, choose_states, run_plan
+from jaxprobe.extract.store import ActivationStore
+from jaxprobe.extract.trie import Plan, plan_bins
+from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
+from jaxprobe.models.weights import weights_digest
+from jaxprobe.progress import NoProgress, Progress
+
+
+class Extraction(NamedTuple):
+    """What will be run for one table and prompt; made before any weights are read."""
+
+    prompt: Prompt
+    tokens: Tokens
+    plan: Plan
+    states: tuple[str, ...]
+    width: int
+
+    def state_bytes(self, dtype: str) -> int:
+        """Size of all states of all entities."""
+        return (len(self.tokens.starts) - 1) * len(self.states) * self.width * np.dtype(DTYPES[dtype]).itemsize
+
+
+def plan_extraction(
+    files: ModelFiles,
+    table: EntityTable,
+    prompt: Prompt | str = "empty",
+    *,
+    mesh: Mesh,
+    layers: Sequence[int] | None = None,
+    final_norm: bool = False,
+    seed: int = 0,
+) -> Extraction:
+    """Tokenises the table and plans its bins.
+
+    Args:
+      files: the model, of which the tokenizer and the context are used.
+      prompt: a name that the data set has, or a template with ``{}``.
+      layers: blocks to keep; default: every one that is loaded.
+      final_norm: whether to keep the state after the final norm as well.
+      seed: of the ``random`` prompt's tokens.
+
+    Raises:
+      InputError: an unusable prompt, a text that is empty or longer than the context, a layer that is not there.
+    """
+    prompt = find_prompt(table.name, prompt) if isinstance(prompt, str) else prompt
+    states = choose_states(files.config, files.complete, layers, final_norm)
+    tokens = tokenize(files.tokenizer, table.texts, prompt, max_length=files.config.context, seed=seed)
+    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh))
+    return Extraction(prompt, tokens, plan, states, files.config.width)
+
+
+def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, Any]:
+    """All that the states' values depend on, and nothing of the hardware: the key of a store."""
+    tokens = extraction.tokens
+    digest = hashlib.sha256(tokens.ids.tobytes() + tokens.starts.tobytes()).hexdigest()
+    return {
+        "model": files.source.name,
+        "revision": files.source.revision,
+        "weights_sha256": weights_digest(files.checkpoint),
+        "prompt": extraction.prompt.template,
+        "tokens_sha256": digest,
+    }
+
+
+def open_store(
+    path: str | PathLike, files: ModelFiles, extraction: Extraction, dtype: str, *, repair: bool = False
+) -> ActivationStore:
+    """The store for this extraction: new, or going on where one ended. Raises InputError as `ActivationStore.open`."""
+    rows = [shard.rows for shard in extraction.plan.shards]
+    settings = extraction_settings(files, extraction)
+    return ActivationStore.open(path, settings, rows, extraction.states, extraction.width, dtype, repair=repair)
+
+
+def fill_store(
+    store: ActivationStore, model: LanguageModel, extraction: Extraction, progress: Progress | None = None
+) -> None:
+    """Computes the shards that the store lacks and writes each as it is complete."""
+    missing = store.missing
+    shards = extraction.plan.shards
+    total = sum(len(shards[index].rows) for index in missing)
+    with (progress or NoProgress()).task("extract", total, "entities") as advance:
+        for shard in run_plan(model, extraction.plan, extraction.states, missing, advance):
+            store.write(shard.index, shard.states)
+        store.wait()
+
+
+def extract(
+    model: LanguageModel,
+    table: EntityTable,
+    prompt: Prompt | str = "empty",
+    *,
+    layers: Sequence[int] | None = None,
+    final_norm: bool = False,
+    seed: int = 0,
+    store: str | PathLike | None = None,
+    progress: Progress | None = None,
+) -> Mapping[str, np.ndarray]:
+    """The hidden state of every entity's last token, at every layer.
+
+    Args:
+      model: from `load_model`.
+      table: from `load_table`.
+      prompt: a name that the data set has, or a template such as ``"Where is {}"``.
+      layers: blocks to keep; default: all.
+      final_norm: whether to keep the state after the final norm as well.
+      seed: of the ``random`` prompt's tokens.
+      store: a folder to keep the states in; a start with the same settings goes on where it stopped. Default: memory.
+
+    Returns:
+      state name -> [N, D] in the table's row order and the model's dtype; names are ``embed``, ``0`` .. ``L-1`` (the
+      residual stream after each block) and ``final_norm``.
+
+    Raises:
+      InputError: input that can't be used (before anything is compiled), or a state that is not finite.
+    """
+    extraction = plan_extraction(
+        model.files, table, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, seed=seed
+    )
+    if store is not None:
+        with open_store(store, model.files, extraction, model.dtype) as opened:
+            if not opened.complete:
+                fill_store(opened, model, extraction, progress)
+        return open_activations(store)
+    found = {state: np.empty((len(table), extraction.width), DTYPES[model.dtype]) for state in extraction.states}
+    with (progress or NoProgress()).task("extract", len(table), "entities") as advance:
+        for shard in run_plan(model, extraction.plan, extraction.states, advance=advance):
+            for state, values in shard.states.items():
+                found[state][shard.rows] = values
+    return found
