@@ -1,0 +1,154 @@
+"""The map of predicted places, for a page or a paper."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from jaxprobe.report.canvas import FAINT, INK, MOST_VECTOR_POINTS, area, house_style, write_footer, write_title
+from jaxprobe.report.maps import Colouring, Extent, colour_by_group, extent_of, read_coastlines
+from jaxprobe.report.results import RunResults
+from jaxprobe.report.words import count, describe_headline, layer_title
+
+LAND, SEA, COAST = "#F1EFEA", "#FFFFFF", "#A9B0B9"
+
+
+def place_map(results: RunResults) -> Figure:
+    """Where the headline layer puts the test places, with small maps of the truth and of the embed state beside it."""
+    frame = results.test_predictions(results.headline_layer)
+    extent = extent_of(frame["true_latitude"].to_numpy(), frame["true_longitude"].to_numpy())
+    colouring = colour_by_group(frame, results.groups)
+    colours = _point_colours(frame, colouring)
+    shape = (extent.north - extent.south) * extent.aspect / (extent.east - extent.west)
+    has_embed = "embed" in set(results.predictions["layer"]) and results.headline_layer != "embed"
+    with house_style():
+        main_width, gap = min(7.5, 5.5 / shape), 0.36
+        height = main_width * shape
+        side_height = (height - gap) / 2
+        side_width = side_height / shape
+        # The sum of margins, of titles and of the space between columns, in inches, besides the maps themselves.
+        figure = Figure(figsize=(main_width + side_width + 0.13 * 3, height + 0.38 + 0.97))
+        grid = area(figure, left=0.13, right=0.13, bottom=0.38, top=0.97).subgridspec(
+            2,
+            2,
+            width_ratios=(main_width, side_width),
+            wspace=0.13 / ((main_width + side_width) / 2),
+            hspace=gap / side_height,
+        )
+        size = float(np.clip(16000 / len(frame), 2, 9))
+        main = figure.add_subplot(grid[:, 0], anchor="N")
+        _draw_map(main, extent, frame, "predicted", colours, size)
+        _panel_name(main, f"Predicted from {layer_title(results.headline_layer)}")
+        truth = figure.add_subplot(grid[0, 1], anchor="N")
+        _draw_map(truth, extent, frame, "true", colours, size / 4)
+        _panel_name(truth, "Where they are")
+        if has_embed:
+            baseline = figure.add_subplot(grid[1, 1], anchor="S")
+            _draw_map(baseline, extent, results.test_predictions("embed"), "predicted", colours, size / 4)
+            _panel_name(baseline, "Predicted from the embedding")
+        _legend(main, colouring)
+        write_title(
+            figure,
+            f"Where {results.model} puts {count(len(frame), 'place')} its probe never saw",
+            describe_headline(results),
+        )
+        write_footer(figure, _outside(frame, extent), results.attribution)
+    return figure
+
+
+def _draw_map(axes: Axes, extent: Extent, frame: pd.DataFrame, which: str, colours: np.ndarray, size: float) -> None:
+    """Land, and a dot for each row of `frame` at its "true" or "predicted" place."""
+    if extent.shows_coast:
+        axes.add_patch(PathPatch(_land(), facecolor=LAND, edgecolor=COAST, linewidth=0.5, zorder=1))
+    # Drawn in a fixed random order, so that no group hides another because it comes later in the table.
+    order = np.random.default_rng(0).permutation(len(frame))
+    axes.scatter(
+        frame[f"{which}_longitude"].to_numpy()[order],
+        frame[f"{which}_latitude"].to_numpy()[order],
+        s=size,
+        c=colours[order],
+        alpha=0.85,
+        linewidths=0,
+        zorder=2,
+        rasterized=len(order) > MOST_VECTOR_POINTS,
+    )
+    axes.set(xlim=(extent.west, extent.east), ylim=(extent.south, extent.north), aspect=extent.aspect)
+    axes.set(facecolor=SEA, xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=FAINT)
+    if not extent.shows_coast:
+        _scale_bar(axes, extent)
+
+
+def _scale_bar(axes: Axes, extent: Extent) -> None:
+    """A bar of a round number of kilometres, for a map without coasts to measure by."""
+    km_per_degree = 111.2 / extent.aspect
+    wanted = 0.3 * (extent.east - extent.west) * km_per_degree
+    power = 10 ** math.floor(math.log10(wanted))
+    length = max(factor * power for factor in (1, 2, 5) if factor * power <= wanted)
+    right = extent.east - 0.03 * (extent.east - extent.west)
+    left, y = right - length / km_per_degree, extent.south + 0.04 * (extent.north - extent.south)
+    axes.plot([left, right], [y, y], color=INK, linewidth=1.5, solid_capstyle="butt")
+    axes.annotate(
+        f"{length:g} km", ((left + right) / 2, y), (0, 3), textcoords="offset points", ha="center", fontsize=7
+    )
+
+
+def _land() -> Path:
+    """The outlines as one path; a lake is wound the other way round, so it stays empty."""
+    coast = read_coastlines()
+    outlines = np.split(coast, np.flatnonzero(np.isnan(coast[:, 0])))
+    return Path.make_compound_path(*(Path(outline[~np.isnan(outline[:, 0])], closed=True) for outline in outlines))
+
+
+def _point_colours(frame: pd.DataFrame, colouring: Colouring | None) -> np.ndarray:
+    """A colour for each row: by group, or by true longitude where no group says where a place is."""
+    if colouring is not None:
+        return np.array([colouring.colours[label] for label in colouring.labels])
+    longitude = frame["true_longitude"].rank(pct=True).to_numpy()
+    return np.array([mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis"](0.05 + 0.85 * longitude)])
+
+
+def _legend(axes: Axes, colouring: Colouring | None) -> None:
+    if colouring is None:
+        axes.text(
+            0.012,
+            0.02,
+            "Colour: true longitude, dark in the west, light in the east",
+            fontsize=8,
+            transform=axes.transAxes,
+        )
+        return
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=5.5, color=colour, label=label)
+        for label, colour in colouring.colours.items()
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        framealpha=0.75,
+        edgecolor="none",
+        fontsize=8,
+        handletextpad=0.2,
+        labelspacing=0.35,
+        title=f"True {colouring.group.replace('_', ' ')}",
+        title_fontsize=8,
+        alignment="left",
+    )
+
+
+def _panel_name(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=8.5, color=INK, loc="left", pad=4)
+
+
+def _outside(frame: pd.DataFrame, extent: Extent) -> str:
+    inside = frame["predicted_longitude"].between(extent.west, extent.east)
+    inside &= frame["predicted_latitude"].between(extent.south, extent.north)
+    missing = int((~inside).sum())
+    return f"{count(missing, 'prediction')} outside the frame." if missing else ""

@@ -1,0 +1,33 @@
+"""Numbers in words, the same in figures and pages."""
+
+from jaxprobe.report.results import RunResults, Score
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 place", "2,000 places", "3 entities"."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def with_interval(score: Score) -> str:
+    """A score and its interval with three decimals: "R² 0.612 [0.587, 0.640]"."""
+    interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.has_interval else ""
+    return f"R² {score.value:.3f}{interval}".replace("-", "−")
+
+
+def layer_title(layer: str) -> str:
+    """A state's name in a sentence: "layer 17", "embed", "final norm"."""
+    return {"embed": "embed", "final_norm": "final norm"}.get(layer, f"layer {layer}")
+
+
+def describe_headline(results: RunResults) -> str:
+    """The result in one line: the layer, its test R2 with interval, the embed state's, and the typical error."""
+    headline = results.score(results.headline_layer, "r2")
+    parts = [f"{layer_title(results.headline_layer).capitalize()}: test {with_interval(headline)}"]
+    embed = results.score("embed", "r2")
+    if embed is not None and results.headline_layer != "embed":
+        parts.append(f"the embed state {with_interval(embed).removeprefix('R² ')}")
+    error = results.score(results.headline_layer, "error_km_median", "place")
+    if error is not None:
+        parts.append(f"median error {error.value:,.0f} km")
+    return " · ".join(parts)
