@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from jaxprobe.data.columns import read_frame, require_columns, strings
+from jaxprobe.data.countries import merge_countries
 from jaxprobe.data.entities import EntityTable, make_table
 from jaxprobe.errors import InputError
 
@@ -45,10 +46,22 @@ def possessive_titles(frame: pd.DataFrame) -> list[str]:
     ]
 
 
+def merged_countries(frame: pd.DataFrame) -> list[str]:
+    """Beside the paper's own column, one under which a held-out country has no second spelling left in training."""
+    require_columns(frame, ["country"])
+    return merge_countries(strings(frame["country"]))
+
+
 PLACE = ("latitude", "longitude")
 DATA_SETS = {
     "cities": DataSet(CITIES, "name", PLACE, ("country", "continent"), None, "GeoNames, CC BY 4.0"),
-    "world_place": DataSet(39_585, "name", PLACE, ("country", "entity_type")),
+    "world_place": DataSet(
+        39_585,
+        "name",
+        PLACE,
+        ("country", "country_merged", "entity_type"),
+        derive={"country_merged": merged_countries},
+    ),
     "us_place": DataSet(29_997, "name", PLACE, ("state_id", "entity_type", "timezone")),
     "nyc_place": DataSet(19_838, "name", PLACE, ("borough_name", "facility_t_name")),
     "historical_figure": DataSet(37_539, "name", ("death_year",), ("occupation", "death_century")),
