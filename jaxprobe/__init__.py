@@ -1,1 +1,33 @@
-"""jaxprobe: linear probes on every layer of a language model."""
+"""Linear probes on every layer of a language model, in JAX: where it keeps the map of the world and of time."""
+
+import importlib
+from typing import Any
+
+# name -> where it lives; read on first use, so that `jaxprobe --help` does not wait for JAX.
+_PUBLIC = {
+    "EntityTable": "jaxprobe.data.entities",
+    "InputError": "jaxprobe.errors",
+    "RidgeFit": "jaxprobe.probes.ridge",
+    "RunConfig": "jaxprobe.config",
+    "extract": "jaxprobe.extract.collect",
+    "fit_probes": "jaxprobe.experiments.layers",
+    "fit_ridge": "jaxprobe.probes.ridge",
+    "list_datasets": "jaxprobe.data.catalog",
+    "load_model": "jaxprobe.models.load",
+    "load_table": "jaxprobe.data.catalog",
+    "open_activations": "jaxprobe.extract.activations",
+    "run": "jaxprobe.run",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'jaxprobe' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,103 @@
+"""A run's settings: one frozen dataclass behind the command line, config.json and the Python API."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxprobe.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Read a model at each name's last token, fit ridge probes on every layer, and write the scores and a report."""
+
+    model: str
+    """'demo', a Hugging Face folder, a .gguf file, or a hub name such as meta-llama/Llama-2-7b-hf."""
+    dataset: str
+    """A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file."""
+    out: Path
+    """The run's folder: new, or one to go on with."""
+    prompt: str = "empty"
+    """A named prompt of the table, or text with {} for the name: "Where is {}"."""
+    text: str | None = None
+    """Column of the names, or a template over columns: "{creator}'s {title}"."""
+    target: tuple[str, ...] = ()
+    """Columns to predict: numbers, or dates (as years)."""
+    split: str | None = None
+    """Column that says which rows are for testing; default: a seeded 80/20 split."""
+    group: tuple[str, ...] = ()
+    """Columns to colour by and to hold out."""
+    data_dir: Path | None = None
+    """Folder of the paper's tables; default: the variable JAXPROBE_DATA."""
+    limit: int | None = None
+    """Use a seeded sample of this many rows."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of another tokenizer."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the weights and the stored states; default: float32 on a CPU, bfloat16 elsewhere."""
+    layers: tuple[int, ...] = ()
+    """Layers to read, 0 being the first block; default: all. Later blocks are not run."""
+    final_norm: bool = False
+    """Read the state after the final norm as well."""
+    mesh: str | None = None
+    """Devices: data=2,model=4; default: all on data."""
+    seed: int = 0
+    """Of the split, the sample, the random prompt and the bootstrap."""
+    show_tokens: bool = False
+    """Print the first rows' tokens, BOS included."""
+    repair: bool = False
+    """Check the stored states and compute damaged ones anew."""
+
+
+# What may differ between two starts of one run: where it lies, what it runs on and what it shows.
+NOT_IN_THE_KEY = ("out", "data_dir", "mesh", "show_tokens", "repair")
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The settings as JSON values."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def read_config(path: Path) -> RunConfig:
+    """The settings of a run, from the config.json that it wrote.
+
+    Raises:
+      InputError: the file can't be read, lacks a setting or holds one that is not known.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read as a run's config.json ({error}).") from error
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    unknown = set(settings) - set(fields)
+    missing = {name for name, field in fields.items() if field.default is dataclasses.MISSING} - set(settings)
+    if unknown or missing:
+        raise InputError(
+            f"{path} has settings that are not known ({', '.join(sorted(unknown)) or 'none'}) or lacks some "
+            f"({', '.join(sorted(missing)) or 'none'}). It was written by another version of jaxprobe."
+        )
+    for name in ("target", "group", "layers"):
+        settings[name] = tuple(settings.get(name, ()))
+    for name in ("out", "data_dir"):
+        settings[name] = Path(settings[name]) if settings.get(name) else None
+    return RunConfig(**settings)
+
+
+def fingerprint(settings: dict[str, Any], inputs: dict[str, Any]) -> str:
+    """A digest of the settings that change a number and of what they led to (weights, tokens, targets)."""
+    kept = {name: value for name, value in settings.items() if name not in NOT_IN_THE_KEY}
+    return hashlib.sha256(json.dumps([kept, inputs], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result should be reported with."""
+    packages = ("jaxprobe", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy", "gguf", "safetensors")
+    return {package: importlib.metadata.version(package) for package in packages}

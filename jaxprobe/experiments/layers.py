@@ -1,0 +1,159 @@
+"""At which layers can the targets be read, and how well? A ridge probe on every state."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.errors import InputError
+from jaxprobe.probes.metrics import Interval, great_circle_km, score
+from jaxprobe.probes.ridge import RidgeFit, fit_states, predict_layer
+from jaxprobe.progress import NoProgress, Progress
+
+
+class LayerProbes(NamedTuple):
+    """Probes of every state with their scores.
+
+    Attributes:
+      states: L state names.
+      fit: the probes, in the order of ``states``.
+      headline: the state with the least leave-one-out error on the training rows; test scores play no part in it.
+      scores: one row for each state, target, split and metric (the columns of a run's scores).
+      test_predictions: [L, N_test, C] in target units.
+    """
+
+    states: tuple[str, ...]
+    fit: RidgeFit
+    headline: str
+    scores: pd.DataFrame
+    test_predictions: np.ndarray
+
+
+def fit_probes(
+    activations: Mapping[str, np.ndarray],
+    table: EntityTable,
+    *,
+    model: str = "",
+    prompt: str = "",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LayerProbes:
+    """Fits a ridge probe on each state's training rows and scores it on both splits.
+
+    Args:
+      activations: state -> [N, D], in the table's row order.
+      table: the entities, their targets and their split.
+      model, prompt: for the columns of the score table.
+      seed: of the bootstrap.
+
+    Returns:
+      Probes and scores: R2, Spearman and MAE of each target and their mean, great-circle errors in km for places;
+      95 % intervals by a bootstrap over test rows with the probe fixed.
+
+    Raises:
+      InputError: rows that don't match the table, or states that are not finite.
+    """
+    states = tuple(activations)
+    if not states or len(activations[states[0]]) != len(table):
+        found = f"{len(activations[states[0]])} rows" if states else "no states"
+        raise InputError(f"The activations have {found}; the table has {len(table)} rows. Extract this table.")
+    train = ~table.is_test
+    progress = progress or NoProgress()
+    with progress.task("fit", len(states), "states") as advance:
+        fit = fit_states(_Counted(activations, advance), train, table.targets[train])
+    with progress.task("score", len(states), "states") as advance:
+        predictions = np.stack(
+            [predict_layer(fit, layer, state) for layer, state in enumerate(_Counted(activations, advance).values())]
+        )
+        splits = {
+            "train": _scores(table, predictions, train, 0, seed),
+            "test": _scores(table, predictions, ~train, 1000, seed),
+        }
+    names = {"model": model, "dataset": table.name, "prompt": prompt}
+    scores = pd.concat([_tidy(table, states, fit, split, found) for split, found in splits.items()], ignore_index=True)
+    scores = scores.assign(**names)[[*names, *scores.columns]]
+    relative = (fit.loo_mse / table.targets[train].var(0)).mean(-1)
+    headline = states[int(np.nanmin(relative, axis=1).argmin())]
+    return LayerProbes(states, fit, headline, scores, predictions[:, ~train])
+
+
+class _Counted(Mapping):
+    """A mapping that reports each state that is read."""
+
+    def __init__(self, activations: Mapping[str, np.ndarray], advance):
+        self._activations, self._advance = activations, advance
+
+    def __getitem__(self, state: str) -> np.ndarray:
+        values = self._activations[state]
+        self._advance(1)
+        return values
+
+    def __iter__(self):
+        return iter(self._activations)
+
+    def __len__(self) -> int:
+        return len(self._activations)
+
+
+def _scores(table: EntityTable, predictions: np.ndarray, rows: np.ndarray, replicates: int, seed: int):
+    return score(table.targets[rows], predictions[:, rows], places=table.is_place, replicates=replicates, seed=seed)
+
+
+def _tidy(
+    table: EntityTable, states: tuple[str, ...], fit: RidgeFit, split: str, found: Mapping[str, Interval]
+) -> pd.DataFrame:
+    """One row for each state, metric and target."""
+    frames = []
+    for metric, interval in found.items():
+        targets = ("place",) if metric.startswith("error_km") else (*table.target_names, "mean")
+        value, low, high = (np.reshape(part, (len(states), len(targets))) for part in interval)
+        for column, target in enumerate(targets):
+            if target == "mean" and len(table.target_names) > 1 and metric == "mae" and len(set(table.units)) > 1:
+                continue  # a mean over different units means nothing
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "layer": states,
+                        "target": target,
+                        "split": split,
+                        "metric": metric,
+                        "value": value[:, column],
+                        "ci_low": low[:, column],
+                        "ci_high": high[:, column],
+                        "alpha": fit.alpha,
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def prediction_frame(table: EntityTable, probes: LayerProbes) -> pd.DataFrame:
+    """The test rows' predictions at every state: layer, row, predicted_<target> and, for places, error_km."""
+    rows = np.flatnonzero(table.is_test)
+    frames = []
+    for state, predicted in zip(probes.states, probes.test_predictions, strict=True):
+        frame = pd.DataFrame({"layer": state, "row": rows.astype(np.int32)})
+        for column, target in enumerate(table.target_names):
+            frame[f"predicted_{target}"] = predicted[:, column].astype(np.float32)
+        if table.is_place:
+            frame["error_km"] = great_circle_km(predicted, table.targets[rows]).astype(np.float32)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def entity_frame(table: EntityTable) -> pd.DataFrame:
+    """The table as it was read: row, text, split, group_<name> and true_<target>."""
+    frame = pd.DataFrame(
+        {
+            "row": np.arange(len(table), dtype=np.int32),
+            "text": list(table.texts),
+            "split": np.where(table.is_test, "test", "train"),
+        }
+    )
+    for name, values in table.groups.items():
+        frame[f"group_{name}"] = np.asarray(values, dtype=object)
+    for column, target in enumerate(table.target_names):
+        frame[f"true_{target}"] = table.targets[:, column]
+    return frame
