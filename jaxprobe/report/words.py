@@ -31,3 +31,8 @@ def describe_headline(results: RunResults) -> str:
     if error is not None:
         parts.append(f"median error {error.value:,.0f} km")
     return " · ".join(parts)
+
+
+def prompt_in_words(prompt: str) -> str:
+    """What the model reads: the name alone, or a prompt around it."""
+    return "The name alone, no prompt" if prompt in ("", "{}") else f"Prompt: “{prompt}”"

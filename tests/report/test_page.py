@@ -1,0 +1,95 @@
+"""report.html as a parser reads it: the numbers of the files, and text from data as text."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from jaxprobe.report.page import write_report
+
+HOSTILE = "</script></style><img src=x onerror=alert(1)> \"double\" 'single' & \u0645\u062f\u064a\u0646\u0629 🏙️"
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags and visible text; fails on tags that don't match."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.open, self.text, self.rows = [], [], "", []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+            if {"td", "th"} & set(self.open):
+                self.rows[-1][-1] += data
+
+
+def read(run) -> Page:
+    return Page(write_report(run).read_text(encoding="utf-8"))
+
+
+def test_headline_is_in_words_with_its_baseline(place_run):
+    scores = place_run.read_scores().set_index(["layer", "target", "metric"])
+    chosen, embed = scores.loc[("4", "mean", "r2")], scores.loc[("embed", "mean", "r2")]
+    text = read(place_run).text
+    assert f"test R² {chosen['value']:.3f} [{chosen['ci_low']:.3f}, {chosen['ci_high']:.3f}]" in text
+    assert f"The token embedding alone, the baseline, reaches R² {embed['value']:.3f}" in text
+    assert f"within {scores.loc[('4', 'place', 'error_km_median'), 'value']:,.0f} [" in text
+    assert "leave-one-out on the 479 training rows" in text
+
+
+def test_score_table_holds_every_layer_s_scores(place_run):
+    scores = place_run.read_scores().set_index(["layer", "target", "metric"])["value"]
+    page = read(place_run)
+    table = {row[0]: row for row in page.rows if row and row[0] in ("layer", *"012345", "embed")}
+    column = table["layer"].index("Spearman longitude")
+    for layer in ("embed", *"012345"):
+        assert table[layer][1].startswith(f"{scores[layer, 'mean', 'r2']:.3f}")
+        assert table[layer][column] == f"{scores[layer, 'longitude', 'spearman']:.3f}"
+
+
+def test_page_for_dates_speaks_of_the_target(time_run):
+    page = read(time_run)
+    assert "predicts release date for 80 names it never saw" in page.text
+    assert "mean absolute error" in page.text
+
+
+def test_settings_versions_timings_and_attribution_are_shown(place_run):
+    text = read(place_run).text
+    for part in ("probe.seed", "0.10.2", "12.5 s", "16.8 s", "2.00 GiB", "0123456789abcdef", "GeoNames, CC BY 4.0"):
+        assert part in text
+    assert "3 names are on both sides of the split." in text
+
+
+@pytest.mark.parametrize("fixture", ["place_run", "time_run"])
+def test_text_from_data_is_never_markup(request, fixture):
+    run = request.getfixturevalue(fixture)
+    plain = [(tag, sorted(attributes)) for tag, attributes in read(run).tags]
+    scores, config = run.read_scores(), run.read_config()
+    for column in ("model", "dataset", "prompt"):
+        scores[column] = HOSTILE
+    run.write_scores(scores)
+    config["result"] |= {"model": HOSTILE, "notes": [HOSTILE], "attribution": HOSTILE}
+    config["settings"]["prompt"] = HOSTILE
+    run.write_config(config)
+    entities = run.read_entities()
+    entities["text"] = HOSTILE + entities["text"] * 60
+    run.write_entities(entities)
+    hostile = read(run)
+    assert [(tag, sorted(attributes)) for tag, attributes in hostile.tags] == plain
+    assert hostile.text.count(HOSTILE) >= 4
