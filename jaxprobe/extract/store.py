@@ -1,0 +1,348 @@
+"""Writing hidden states to disk as they come, in shards that are complete or absent; a start goes on where one ended.
+
+The folder's layout stands at the top of jaxprobe.extract.activations, which reads it.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from io import TextIOWrapper
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jaxprobe.errors import InputError
+from jaxprobe.extract.activations import (
+    CHECKPOINTABLE,
+    COMMITTED,
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    checksums,
+    is_complete,
+    read_manifest,
+    verify_shards,
+    write_manifest,
+)
+from jaxprobe.files import differences
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+DTYPES = ("float32", "bfloat16")
+LOCK = "writer.lock"
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax leaves behind when its process dies
+# Bytes of Orbax's own files; they vary with the order in which it wrote. Measured for 3 to 31 states.
+_BYTES_PER_SHARD, _BYTES_PER_LEAF = 3_000, 1_000
+
+
+def size_on_disk(rows: int, states: int, width: int, dtype: str, shards: int = 1) -> int:
+    """Bytes that a store of ``rows`` x ``states`` x ``width`` values takes."""
+    values = rows * (states * width * np.dtype(dtype).itemsize + 4)
+    return values + shards * (_BYTES_PER_SHARD + _BYTES_PER_LEAF * (states + 2))
+
+
+def check_space(path: str | PathLike, size: int) -> None:
+    """Raises InputError where the file system of ``path`` (which need not exist) has less than ``size`` bytes free."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(
+            f"The hidden states need {size / 1e9:.2f} GB on disk and {folder} has {free / 1e9:.2f} GB free. "
+            "Free some space, name a folder on another disk, store bfloat16 (half of float32), or use --no-store."
+        )
+
+
+class ActivationStore:
+    """A folder that takes hidden states shard by shard. Made by ``ActivationStore.open``; use it in a ``with`` block.
+
+    Attributes:
+      path: the folder.
+      manifest: what it holds.
+      dropped: shards that ``open(repair=True)`` found damaged; they are among the missing now.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        rows: Sequence[np.ndarray],
+        lock: TextIOWrapper | None,
+        dropped: tuple[int, ...],
+    ):
+        self.path = path
+        self.manifest = manifest
+        self.dropped = dropped
+        self._rows = rows
+        self._lock = lock
+        self._missing = {shard for shard in range(manifest.shards) if not is_complete(path, shard)}
+        self._in_flight: tuple[int, Any] | None = None  # a shard and Orbax's promise for it
+        logging.getLogger("absl").addFilter(self._not_from_orbax)
+        self._options = ocp.Context()
+        # Hidden states hardly compress (8 %, in twice the time). A shard is handed over, so it needs no copy.
+        self._options.array.saving.use_compression = False
+        self._options.memory.deepcopy_host_arrays = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike,
+        settings: Mapping[str, Any],
+        rows: Sequence[np.ndarray],
+        states: Sequence[str],
+        width: int,
+        dtype: str,
+        *,
+        repair: bool = False,
+    ) -> "ActivationStore":
+        """Makes the store, or goes on with the one that is there.
+
+        Args:
+          path: a folder; made where it is absent.
+          settings: what the states depend on, as JSON values: model, weights digest, tokens, prompt; not hardware.
+          rows: table rows of each shard; together 0..N-1, each once.
+          states: state names.
+          width: D.
+          dtype: "float32" or "bfloat16".
+          repair: first read everything that is there and drop what is damaged.
+        Raises:
+          InputError: not a folder, not a store, other settings, a newer format, another writer, no permission, or too
+            little space for what is missing. DamagedError: the manifest is damaged.
+        """
+        if dtype not in DTYPES:
+            raise InputError(
+                f"States can't be stored as {dtype} (activations beyond 65,504 overflow float16). Use one of "
+                f"{', '.join(DTYPES)}."
+            )
+        path = Path(path)
+        wanted = _manifest(settings, rows, states, width, dtype)
+        finished = _check_folder(path, wanted, repair)
+        lock = _take_lock(path, needed=repair or not finished)
+        try:
+            dropped = _prepare(path, wanted, repair) if lock else ()
+            store = cls(path, wanted, rows, lock, dropped)
+            missing = sum(len(rows[shard]) for shard in store.missing)
+            if missing:
+                check_space(path, size_on_disk(missing, len(states), width, dtype, len(store.missing)))
+        except BaseException:
+            _release(lock)
+            raise
+        return store
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Shards that are not known to be on disk, in order."""
+        return tuple(sorted(self._missing))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is on disk."""
+        return not self._missing
+
+    def write(self, shard: int, states: Mapping[str, np.ndarray]) -> None:
+        """Hands a missing shard over to be written while the caller goes on.
+
+        One shard is written at a time: the call waits for the one before it, so that memory never holds more than two.
+        The arrays must not be changed afterwards.
+
+        Args:
+          shard: which one.
+          states: state -> [E, D] in the store's dtype.
+        Raises:
+          InputError: the shard before this one could not be written (a full disk, say); those before it are safe.
+        """
+        self._check_shard(shard, states)
+        leaves = {name: np.ascontiguousarray(states[name]) for name in self.manifest.states}
+        leaves["rows"] = self._rows[shard].astype(np.int32)
+        leaves["checksums"] = checksums(self.manifest, shard, leaves)
+        self.wait()
+        try:
+            # Orbax takes a full disk badly: it leaves a part of the shard, and threads that print to the terminal.
+            if shutil.disk_usage(self.path).free < sum(leaf.nbytes for leaf in leaves.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with self._options:
+                promise = ocp.save_async(self.path / str(shard), leaves, checkpointable_name=CHECKPOINTABLE)
+        except Exception as error:
+            raise self._not_written(shard, error) from error
+        self._in_flight = (shard, promise)
+
+    def wait(self) -> None:
+        """Waits until what was handed over is on disk. Raises InputError where it could not be written."""
+        if self._in_flight is None:
+            return
+        (shard, promise), self._in_flight = self._in_flight, None
+        try:
+            promise.result()
+        except Exception as error:
+            raise self._not_written(shard, error) from error
+        self._missing.discard(shard)
+
+    def close(self) -> None:
+        """Waits for the shard in flight and lets other processes write."""
+        try:
+            self.wait()
+        finally:
+            logging.getLogger("absl").removeFilter(self._not_from_orbax)
+            _release(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "ActivationStore":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _not_from_orbax(self, record: logging.LogRecord) -> bool:
+        # Orbax logs an error several times, with traces, before it raises it; what it raises is reported by us.
+        return "orbax" not in record.pathname
+
+    def _check_shard(self, shard: int, states: Mapping[str, np.ndarray]) -> None:
+        if shard not in self._missing or (self._in_flight and self._in_flight[0] == shard):
+            raise ValueError(f"shard {shard} is not missing")
+        if set(states) != set(self.manifest.states):
+            raise ValueError(f"shard {shard} has states {', '.join(states)}, not {', '.join(self.manifest.states)}")
+        expected = ((len(self._rows[shard]), self.manifest.width), self.manifest.dtype)
+        for name, values in states.items():
+            if (values.shape, values.dtype.name) != expected:
+                raise ValueError(f"state {name!r} of shard {shard} is {values.shape} {values.dtype}, not {expected}")
+
+    def _not_written(self, shard: int, error: Exception) -> InputError:
+        safe = self.manifest.shards - len(self._missing)
+        # Orbax and tensorstore wrap the system's error in their own words.
+        full = os.strerror(errno.ENOSPC) in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        reason = "the disk is full" if full else str(error).strip().splitlines()[0]
+        return InputError(
+            f"Shard {shard} could not be written to {self.path}: {reason}. {safe} of {self.manifest.shards} shards are "
+            f"safe. {'Free some space' if full else 'Mend the cause'} and run the same command again; it goes on there."
+        )
+
+
+def _manifest(
+    settings: Mapping[str, Any], rows: Sequence[np.ndarray], states: Sequence[str], width: int, dtype: str
+) -> Manifest:
+    order = np.concatenate(rows)
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise ValueError("the shards' rows are not 0..N-1, each once")
+    digest = hashlib.sha256()
+    for shard in rows:
+        digest.update(f"{len(shard)}:".encode() + shard.astype("<i8").tobytes())
+    return Manifest(
+        settings=json.loads(json.dumps(settings)),  # as it will be read back
+        states=tuple(states),
+        width=width,
+        dtype=dtype,
+        rows=len(order),
+        shards=len(rows),
+        row_order=digest.hexdigest()[:16],
+        versions={name: version(name) for name in ("jaxprobe", "jax", "orbax-checkpoint")},
+    )
+
+
+def _check_folder(path: Path, wanted: Manifest, repair: bool) -> bool:
+    """Refuses a folder that this store can't be in; returns whether all of it is there. Writes nothing."""
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}. Name another folder.") from error
+    if exists and not is_folder:
+        raise InputError(f"{path} is a file; the activations need a folder. Name another one.")
+    if re.match("[a-z0-9]{2,}:/", str(path)):  # pathlib has made one slash of two
+        raise InputError(f"{path} is an address; the activations need a folder that this machine can write to.")
+    stored = _stored_manifest(path, repair)
+    if stored is None:
+        own = (LOCK, MANIFEST, *map(str, range(wanted.shards))) if repair else (LOCK,)
+        found = sorted(entry.name for entry in path.iterdir()) if is_folder else []
+        found = [name for name in found if name not in own and not name.startswith(".")]
+        if found:
+            raise InputError(
+                f"{path} holds other files ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}) and no "
+                "activations. Name an empty or a new folder."
+            )
+        return False
+    lines = list(differences(stored.key(), wanted.key()))
+    if lines:
+        raise InputError(
+            f"{path} holds activations that were made with other settings. Name another folder, or remove this one. "
+            "What differs:\n" + "\n".join(lines)
+        )
+    return all(is_complete(path, shard) for shard in range(wanted.shards))
+
+
+def _stored_manifest(path: Path, repair: bool) -> Manifest | None:
+    """The manifest that is there; None where there is none, or one that is to be repaired."""
+    if not (path / MANIFEST).exists():
+        return None
+    try:
+        return read_manifest(path)
+    except DamagedError:
+        if repair:
+            return None
+        raise
+
+
+def _take_lock(path: Path, needed: bool) -> TextIOWrapper | None:
+    """Locks the folder for writing, until the process ends or releases it.
+
+    Returns None where nothing will be written and the folder is not writable: a finished store on a read-only disk.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the store is)
+    except OSError as error:
+        if not needed:
+            return None
+        raise InputError(f"{path} can't be written to: {error.strerror}. Name another folder.") from error
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no flock on this system")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InputError(
+            f"Another process is writing to {path}. Wait until it ends (or end it), or name another folder."
+        ) from error
+    except OSError as error:
+        warnings.warn(f"{path} can't be locked ({error.strerror}): let only one process write to it.", stacklevel=4)
+    return lock
+
+
+def _release(lock: TextIOWrapper | None) -> None:
+    if lock is not None:
+        lock.close()
+
+
+def _prepare(path: Path, wanted: Manifest, repair: bool) -> tuple[int, ...]:
+    """With the lock held: manifest in place, remains of an interrupted run gone, damaged shards dropped (returned)."""
+    # Checked again: another process may have begun the store before the lock was taken.
+    _check_folder(path, wanted, repair)
+    if _stored_manifest(path, repair) is None:
+        write_manifest(path, wanted)
+    complete = [shard for shard in range(wanted.shards) if is_complete(path, shard)]
+    damaged: tuple[int, ...] = ()
+    if repair:
+        try:
+            verify_shards(path, wanted, complete)
+        except DamagedError as error:
+            damaged = error.shards
+    for shard in damaged:
+        # Without its last file a shard is not complete, so a kill between these two steps leaves no half shard.
+        (path / str(shard) / COMMITTED).unlink()
+    remains = [path / str(shard) for shard in range(wanted.shards) if not is_complete(path, shard)]
+    for folder in (*remains, *path.glob(UNFINISHED)):
+        if folder.exists():
+            shutil.rmtree(folder)
+    return damaged
