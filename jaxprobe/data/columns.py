@@ -173,6 +173,11 @@ def split_values(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 def in_rows(rows: Sequence[int], words: Sequence[str] | None = None) -> str:
     """ "2 rows (row 3 'x', row 8 'y')": how many rows, and the first few with their values, for a message."""
-    shown = [f"row {row}" + (f" {words[row]!r}" if words is not None else "") for row in rows[:EXAMPLES]]
+    shown = [f"row {row}" + (f" {shorten(words[row])!r}" if words is not None else "") for row in rows[:EXAMPLES]]
     more = ", ..." if len(rows) > EXAMPLES else ""
     return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} ({', '.join(shown)}{more})"
+
+
+def shorten(word: str, width: int = 60) -> str:
+    """The word, cut where it is longer."""
+    return word if len(word) <= width else word[: width - 3] + "..."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxprobe.data.columns import in_rows
 from jaxprobe.data.prompts import Prompt, find_prompt
 from jaxprobe.errors import InputError
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:  # importing transformers takes seconds
 
 # Rows that are tokenised at a time: bounds the memory of the offsets (Python tuples), and is enough to fill all cores.
 CHUNK_ROWS = 16_384
-EXAMPLES = 3
 
 
 class Tokens(NamedTuple):
@@ -126,7 +126,7 @@ def _check_input(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], promp
             "Take it out of the prompt."
         )
     if empty := [row for row, text in enumerate(texts) if not text.strip()]:
-        problems.append(f"Empty entities: {len(empty):,} ({_some_rows(empty)}). Leave these rows out.")
+        problems.append(f"Empty entities: {in_rows(empty)}. Leave these rows out.")
     if problems:
         raise InputError(*problems)
 
@@ -137,26 +137,16 @@ def _check_lengths(
     problems = []
     if without_tokens:
         problems.append(
-            f"Entities without tokens: {len(without_tokens):,} ({_some_rows(without_tokens, texts)}). "
+            f"Entities without tokens: {in_rows(without_tokens, texts)}. "
             "The tokenizer drops their characters; leave these rows out."
         )
     if max_length is not None and (too_long := np.flatnonzero(lengths > max_length)).size:
         problems.append(
-            f"Entities longer, with their prompt, than the context of {max_length:,} tokens: {too_long.size:,} "
-            f"(the longest has {lengths.max():,}; {_some_rows(too_long, texts)}). Shorten them, or leave them out."
+            f"Entities longer, with their prompt, than the context of {max_length:,} tokens: "
+            f"{in_rows(too_long, texts)}; the longest has {lengths.max():,}. Shorten them, or leave them out."
         )
     if problems:
         raise InputError(*problems)
-
-
-def _some_rows(rows: Sequence[int], texts: Sequence[str] | None = None) -> str:
-    """The first few rows, with their text where given, for a message."""
-    shown = [f"row {row}" + (f" {_shorten(texts[row])!r}" if texts is not None else "") for row in rows[:EXAMPLES]]
-    return ", ".join(shown) + (", ..." if len(rows) > EXAMPLES else "")
-
-
-def _shorten(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def show_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, rows: Sequence[int] = range(5)) -> list[str]:

@@ -153,4 +153,5 @@ def test_splits():
 
 def test_rows_in_words():
     assert in_rows([3]) == "1 row (row 3)"
+    assert in_rows([0], ["long " * 20]) == f"1 row (row 0 '{('long ' * 20)[:57]}...')"
     assert in_rows([0, 1, 2, 3], "abcd") == "4 rows (row 0 'a', row 1 'b', row 2 'c', ...)"
