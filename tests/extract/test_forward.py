@@ -6,7 +6,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import choose_states, run_plan
@@ -15,6 +14,7 @@ from jaxprobe.mesh import make_mesh, parse_mesh
 from jaxprobe.models.load import ModelFiles, read_weights
 from jaxprobe.models.source import find_model
 from jaxprobe.models.weights import check_tensors, open_checkpoint
+from tests.tiny_llama import reference, save_llama
 
 # Both forwards are float32, so they differ by rounding only: about 1e-6 over a few blocks.
 ROW_NORM = 1e-5
@@ -33,30 +33,6 @@ ROPES = {
         "original_max_position_embeddings": 32,
     },
 }
-
-
-def save_llama(folder, *, heads=8, kv_heads=4, tied=False, rope="default", dtype=torch.float32, **save):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=112,
-        num_hidden_layers=3,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        rope_parameters=ROPES[rope],
-        initializer_range=0.3,  # large enough for attention to differ between positions
-    )
-    model = transformers.LlamaForCausalLM(config).to(dtype)
-    model.save_pretrained(folder, **save)
-    return reference(folder)
-
-
-def reference(folder, dtype=torch.float32):
-    """Read back from the file: a cast of the module would round its rotary frequencies too."""
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def load(folder, mesh=None, dtype="float32", last_layer=None):
@@ -120,7 +96,7 @@ def assert_same(found, expected):
     ids=["full", "grouped", "multi-query", "wide heads"],
 )
 def test_states_equal_hugging_face(tmp_path, heads, kv_heads, tied, rope):
-    truth = save_llama(tmp_path, heads=heads, kv_heads=kv_heads, tied=tied, rope=rope)
+    truth = save_llama(tmp_path, heads=heads, kv_heads=kv_heads, tied=tied, rope=ROPES[rope])
     sequences = random_sequences()
     assert_same(ours(load(tmp_path), sequences), theirs(truth, sequences))
 
@@ -166,7 +142,7 @@ def test_meshes_give_the_same_states(tmp_path, mesh):
     d, k = sizes.get("fsdp", 1), sizes.get("model", 1)
     shard = lambda weight: weight[...].addressable_shards[0].data.shape
     assert shard(model.weights.blocks.query) == (3, 64 // d, 8 // k, 1, 8)
-    assert shard(model.weights.blocks.down) == (3, 112 // k, 64 // d)
+    assert shard(model.weights.blocks.down) == (3, 128 // k, 64 // d)
     assert shard(model.weights.embedding) == (96 // k, 64 // d)
     assert len(model.weights.embedding[...].sharding.device_set) == 8 if np.prod(list(sizes.values())) == 8 else True
 

@@ -1,0 +1,127 @@
+"""Configurations of both generations against transformers' own reading of them, and refusal by name."""
+
+import json
+
+import numpy as np
+import pytest
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from jaxprobe.errors import InputError
+from jaxprobe.models.config import from_gguf, from_hugging_face
+
+BASE = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ROPES = [
+    {},  # as Llama 2 was published
+    {"rope_theta": 500_000.0, "rope_scaling": None},
+    {"rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_theta": 1e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}},
+    {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e5, **LLAMA3}},
+]
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_rope_frequencies_are_those_of_transformers(rope, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BASE | rope))
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig.from_pretrained(tmp_path)).inv_freq.numpy()
+    ours = from_hugging_face(BASE | rope).rope_frequencies
+    # Theirs are computed in float32.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_sizes():
+    config = from_hugging_face(BASE)
+    assert config.sizes() == {"L": 3, "D": 64, "K": 2, "G": 4, "H": 8, "F": 96, "V": 128}
+    assert from_hugging_face(BASE | {"head_dim": 16}).head_width == 16
+    without = {name: value for name, value in BASE.items() if name != "num_key_value_heads"}
+    assert from_hugging_face(without).kv_heads == 8
+
+
+def test_parameter_count_is_that_of_transformers(tmp_path):
+    config = transformers.LlamaConfig(**{name: value for name, value in BASE.items() if name != "model_type"})
+    model = transformers.LlamaModel(config)
+    assert from_hugging_face(BASE).parameter_count() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "Rope type 'yarn' is not one of default, linear"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "Rope type 'linear' takes factor; found none"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "Rope type 'llama3' takes factor, low_freq_factor"),
+        ({"attention_bias": True}, "attention_bias=True; only False is implemented"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'; only 'silu' is implemented"),
+        ({"sliding_window": 128}, "sliding_window=128, a field that is not understood"),
+        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
+        ({"hidden_size": None}, "config.json has no 'hidden_size'"),
+        ({"num_key_value_heads": 3}, "8 query heads do not divide over 3"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(change, message):
+    with pytest.raises(InputError, match=message):
+        from_hugging_face(BASE | change)
+
+
+def test_every_problem_is_named_at_once():
+    with pytest.raises(InputError) as error:
+        from_hugging_face(BASE | {"attention_bias": True, "sliding_window": 128})
+    assert len(error.value.problems) == 2
+
+
+GGUF = {
+    "general.architecture": "llama",
+    "llama.block_count": 3,
+    "llama.context_length": 512,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 8,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 1e5,
+}
+
+
+def test_gguf_metadata_give_the_same_configuration():
+    assert from_gguf(GGUF, 128) == from_hugging_face(BASE | {"rope_theta": 1e5})
+    linear = GGUF | {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    scaling = {"rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert from_gguf(linear, 128) == from_hugging_face(BASE | scaling)
+
+
+def test_gguf_stores_llama3_rope_as_divisors():
+    plain = from_gguf(GGUF, 128).rope_frequencies
+    wanted = from_hugging_face(BASE | {"rope_theta": 1e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}})
+    divisors = (np.array(plain) / np.array(wanted.rope_frequencies)).astype(np.float32)
+    np.testing.assert_allclose(from_gguf(GGUF, 128, divisors).rope_frequencies, wanted.rope_frequencies, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"general.architecture": "gemma"}, "architecture is 'gemma'"),
+        ({"llama.rope.scaling.type": "yarn"}, "Rope type 'yarn'"),
+        ({"llama.expert_count": 8}, "llama.expert_count=8, a key that is not understood"),
+        ({"llama.rope.dimension_count": 4}, "Rope turns 4 of 8 dimensions"),
+    ],
+)
+def test_gguf_keys_that_are_not_understood_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        from_gguf(GGUF | change, 128)

@@ -1,0 +1,48 @@
+"""Tiny Llamas, saved by transformers itself, with a byte-level tokenizer: shared by tests."""
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # large enough for attention to differ between positions
+}
+
+
+def save_llama(folder, *, heads=8, kv_heads=4, tied=False, rope=None, vocabulary=96, dtype=torch.float32, **save):
+    """Writes a random model's folder and returns the model as it reads back from there, in float32."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **SIZES,
+        vocab_size=vocabulary,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+        rope_parameters=rope or {"rope_type": "default", "rope_theta": 10_000.0},
+    )
+    transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(folder, **save)
+    return reference(folder)
+
+
+def reference(folder, dtype=torch.float32):
+    """Read back from the file: a cast of the module would round its rotary frequencies too."""
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def save_tokenizer(folder, texts):
+    """A byte-level tokenizer with BOS, trained on ``texts``; returns its vocabulary's size."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    return tokenizer.get_vocab_size()
