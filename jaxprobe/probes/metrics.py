@@ -84,17 +84,23 @@ def score(
     return _intervals(y_true, (np.asarray(y_pred, np.float64),), places, groups, replicates, level, seed)
 
 
-def paired_difference(y_true: np.ndarray, y_pred: np.ndarray, y_base: np.ndarray, **options) -> dict[str, Interval]:
+def paired_difference(
+    y_true: np.ndarray,
+    y_pred: np.ndarray,
+    y_base: np.ndarray,
+    *,
+    places: bool = False,
+    groups: Sequence | None = None,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
     """``score`` of y_pred less ``score`` of y_base, both from the same resampled rows, so that what they share cancels.
 
-    ``y_base`` is [L, N, C], or [1, N, C] to compare every layer with one; options and result are those of ``score``.
+    ``y_base`` is [L, N, C], or [1, N, C] to compare every layer with one; the rest is as in ``score``.
     """
-    defaults = {"places": False, "groups": None, "replicates": 1000, "level": 0.95, "seed": 0}
-    unknown = options.keys() - defaults.keys()
-    if unknown:
-        raise InputError(f"paired_difference has no option {sorted(unknown)}; wanted some of {sorted(defaults)}.")
-    pair = (np.asarray(y_pred, np.float64), np.asarray(y_base, np.float64))
-    return _intervals(y_true, pair, **(defaults | options))
+    pair = np.asarray(y_pred, np.float64), np.asarray(y_base, np.float64)
+    return _intervals(y_true, pair, places, groups, replicates, level, seed)
 
 
 def _intervals(y_true, predictions, places, groups, replicates, level, seed) -> dict[str, Interval]:

@@ -14,7 +14,7 @@ ROWS = 2048  # rows a block: the centred block stays in cache between its making
 class Moments(NamedTuple):
     """Sums over rows, taken about a pilot mean so that large means cancel before they are squared.
 
-    Moments about the same shift add: of folds, of groups, of streamed batches. Any leading axes (layer, fold) go first.
+    Moments about the same shift add and subtract: folds, groups, streamed batches. Leading axes (layer, fold) go first.
 
     Attributes:
       count: [] number of rows.
@@ -37,27 +37,37 @@ class Moments(NamedTuple):
     yy: Array
 
 
-def sum_over_rows(block: Callable, rows: int) -> Array:
-    """Sum of ``block(start, size)`` over consecutive blocks of at most ROWS rows; ``size`` is static."""
+class Centred(NamedTuple):
+    """The same about the exact means, in float64."""
+
+    count: Array  # []
+    x_mean: Array  # [D]
+    y_mean: Array  # [C]
+    gram: Array  # [D, D]
+    cross: Array  # [D, C]
+    y_squares: Array  # [C]
+
+
+def sum_over_rows(block: Callable, rows: int):
+    """Sum of ``block(start, size)``, arrays or tuples of them, over blocks of at most ROWS rows; ``size`` is static."""
     whole, rest = divmod(rows, ROWS)
-    total = block(whole * ROWS, rest) if rest or not whole else None
     if not whole:
-        return total
-    if total is None:
-        total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: block(0, ROWS)))
-    return lax.fori_loop(0, whole, lambda i, acc: jax.tree.map(jnp.add, acc, block(i * ROWS, ROWS)), total)
+        return block(0, rest)
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+    total = block(whole * ROWS, rest) if rest else jax.tree.map(zeros, jax.eval_shape(lambda: block(0, ROWS)))
+    return lax.fori_loop(0, whole, lambda i, total: jax.tree.map(jnp.add, total, block(i * ROWS, ROWS)), total)
 
 
-def moments_of(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype) -> Moments:
+def moments_of(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype: str) -> Moments:
     """Moments of rows in memory: products in ``dtype``, blocks added in float64 (under ``jax.enable_x64``)."""
     n = x.shape[0]
     # A sample's mean is near enough: what it is off by is taken out exactly by centre().
     x_shift = jnp.mean(x[:: max(n // ROWS, 1)].astype(jnp.float64), axis=0).astype(dtype)
-    y_shift = jnp.zeros(y.shape[1], dtype)
+    y_shift = jnp.zeros(y.shape[1], dtype)  # the caller's y has mean 0
 
     def block(start, size):
         xb = lax.dynamic_slice_in_dim(x, start, size).astype(dtype) - x_shift[None]
-        yb = lax.dynamic_slice_in_dim(y, start, size).astype(dtype) - y_shift[None]
+        yb = lax.dynamic_slice_in_dim(y, start, size).astype(dtype)
         product = lambda a, b: jnp.matmul(a.T, b, precision="highest")
         sums = (jnp.sum(xb, 0), jnp.sum(yb, 0), product(xb, xb), product(xb, yb), jnp.sum(yb * yb, 0))
         return tuple(s.astype(jnp.float64) for s in sums)
@@ -65,10 +75,10 @@ def moments_of(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype) -> Moments
     return Moments(jnp.asarray(n, jnp.float64), x_shift, y_shift, *sum_over_rows(block, n))
 
 
-def centre(m: Moments) -> tuple[Array, Array, Array, Array, Array]:
-    """(x_mean [D], y_mean [C], gram [D, D], cross [D, C], y_squares [C]) about the exact means, in float64."""
+def centre(m: Moments) -> Centred:
+    """Moments about the exact means (under ``jax.enable_x64``)."""
     m = Moments(*(leaf.astype(jnp.float64) for leaf in m))
     x_off, y_off = m.x_sum / m.count, m.y_sum / m.count
     gram = m.xx - jnp.outer(m.x_sum, x_off)
     cross = m.xy - jnp.outer(m.x_sum, y_off)
-    return m.x_shift + x_off, m.y_shift + y_off, gram, cross, m.yy - m.y_sum * y_off
+    return Centred(m.count, m.x_shift + x_off, m.y_shift + y_off, gram, cross, m.yy - m.y_sum * y_off)

@@ -1,0 +1,88 @@
+"""Layers over devices: each solves its own without communication; a count that does not divide is padded and cut."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxprobe.errors import InputError
+
+# States an accelerator holds at a time, in bytes of activations; a CPU holds one state, which is also faster there.
+BATCH_BYTES = 2**31
+
+
+def layer_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
+    """A mesh with the one axis ``layer``: all local accelerators, or the first CPU device (more gain nothing)."""
+    if devices is None:
+        devices = jax.local_devices()
+        devices = devices[:1] if devices[0].platform == "cpu" else devices
+    return Mesh(np.array(devices), ("layer",), axis_types=(AxisType.Auto,))
+
+
+@cache
+def over_layers(function: Callable, mesh: Mesh, in_axes: tuple[int | None, ...], **static) -> Callable:
+    """``function`` of one layer, compiled for arrays with a leading layer axis where ``in_axes`` has a 0.
+
+    Accelerators take the layers of a device at once (vmap), a CPU one by one: batched LAPACK calls are slower there and
+    can deadlock with few cores (jaxlib 0.10).
+    """
+    function = partial(function, **static)
+
+    def one_by_one(*args):
+        layered = tuple(arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0)
+
+        def one(layer):
+            rest = iter(layer)
+            return function(*(next(rest) if axis == 0 else arg for arg, axis in zip(args, in_axes, strict=True)))
+
+        return lax.map(one, layered)
+
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    each = one_by_one if on_cpu else jax.vmap(function, in_axes)
+    specs = tuple(P("layer") if axis == 0 else P() for axis in in_axes)
+    return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=P("layer"), check_vma=False))
+
+
+def batches(
+    names: Sequence[str], read: Callable[[str], np.ndarray | jax.Array], mesh: Mesh
+) -> Iterator[tuple[Sequence[str], jax.Array]]:
+    """(names, states [B, N, D] over the mesh) in order; the next batch is read by a thread while this one is used.
+
+    B is the same for every batch: the last one is padded with copies of its last state.
+    """
+    first = read(names[0])
+    shape, held = first.shape, {names[0]: first}
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    each = 1 if on_cpu else int(np.clip(BATCH_BYTES // first.nbytes, 1, -(-len(names) // mesh.size)))
+    batch = each * mesh.size
+    sharding = NamedSharding(mesh, P("layer"))
+
+    del first
+
+    def load(start):
+        wanted = names[start : start + batch]
+        states = [held.pop(name) if name in held else read(name) for name in wanted]
+        for name, state in zip(wanted, states, strict=True):
+            if state.shape != shape:
+                raise InputError(
+                    f"State '{name}' has shape {state.shape}, '{names[0]}' {shape}. Fit states of one model at a time."
+                )
+        states += states[-1:] * (batch - len(states))
+        stack = jnp.stack if isinstance(states[0], jax.Array) else np.stack
+        stacked = states[0][None] if batch == 1 else stack(states)
+        with jax.enable_x64(True):  # of this thread: float64 states stay so
+            return wanted, jax.device_put(stacked, sharding)
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(load, 0)
+        for following in range(batch, len(names) + batch, batch):
+            loaded = ahead.result()
+            if following < len(names):
+                ahead = reader.submit(load, following)
+            yield loaded
