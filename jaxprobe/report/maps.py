@@ -13,16 +13,6 @@ OKABE_ITO = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 OTHER_COLOUR = "#8A8A8A"
 OTHER = "other"
 
-CONTINENTS = {
-    "AF": "Africa",
-    "AN": "Antarctica",
-    "AS": "Asia",
-    "EU": "Europe",
-    "NA": "North America",
-    "OC": "Oceania",
-    "SA": "South America",
-}
-
 
 class Extent(NamedTuple):
     """A rectangle of the equirectangular map, in degrees."""
@@ -120,8 +110,6 @@ def colour_by_group(frame: pd.DataFrame, groups: tuple[str, ...]) -> Colouring |
 
 def colour_values(group: str, values: pd.Series) -> Colouring:
     """Give the six most frequent values a colour each; the rest are "other"."""
-    if set(values) <= set(CONTINENTS):
-        values = values.map(CONTINENTS)
     frequent = list(values.value_counts().index[: len(OKABE_ITO)])
     colours = dict(zip(frequent, OKABE_ITO, strict=False))
     labels = values.where(values.isin(frequent), OTHER).to_numpy(dtype=object)

@@ -76,8 +76,9 @@ class RunResults:
 
     @property
     def attribution(self) -> str:
-        """What the licences of the data ask to be shown."""
-        return str(self.result.get("attribution", ""))
+        """Who made the table and, for places, the coastlines."""
+        table = str(self.result.get("attribution", "")).rstrip(". ")
+        return " · ".join(part for part in (table, "Coastlines: Natural Earth" if self.is_place else "") if part)
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import count, layer_title, with_interval
+from jaxprobe.report.words import count, layer_title, with_interval, with_unit
 
 
 def headline(results: RunResults) -> str:
@@ -36,7 +36,7 @@ def _typical_error(results: RunResults) -> str:
         interval = f" [{error.ci_low:,.0f}, {error.ci_high:,.0f}]" if error.has_interval else ""
         return f"Half of the predictions are within {error.value:,.0f}{interval} km of the truth."
     errors = [(target, results.score(results.headline_layer, "mae", target)) for target in results.targets]
-    parts = [f"{error.value:,.3g} {escape(results.unit(target))}".strip() for target, error in errors if error]
+    parts = [escape(with_unit(error.value, results.unit(target))) for target, error in errors if error]
     return f"The mean absolute error is {' and '.join(parts)}." if parts else ""
 
 

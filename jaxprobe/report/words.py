@@ -36,3 +36,8 @@ def describe_headline(results: RunResults) -> str:
 def prompt_in_words(prompt: str) -> str:
     """What the model reads: the name alone, or a prompt around it."""
     return "The name alone, no prompt" if prompt in ("", "{}") else f"Prompt: “{prompt}”"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A number and its unit in the plural: "12.3 years", "0.41 degrees", "3.2"."""
+    return f"{value:,.3g} {unit}s" if unit else f"{value:,.3g}"

@@ -9,6 +9,8 @@ from jaxprobe.rundir import SCORE_KEYS, SCORE_VALUES, RunDirectory
 
 LAYERS = ("embed", "0", "1", "2", "3", "4", "5")
 HEADLINE = "4"
+CONTINENTS = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "OC": "Oceania"}
+CONTINENTS |= {"NA": "North America", "SA": "South America"}
 EARTH_RADIUS_KM = 6371.0088
 
 
@@ -34,7 +36,7 @@ def city_entities(number: int) -> pd.DataFrame:
             "text": [city["name"] for city in cities],
             "split": ["test" if i % 5 == 0 or city["name"] == "Paris" else "train" for i, city in enumerate(cities)],
             "group_country": [countries[city["countrycode"]]["name"] for city in cities],
-            "group_continent": [countries[city["countrycode"]]["continentcode"] for city in cities],
+            "group_continent": [CONTINENTS[countries[city["countrycode"]]["continentcode"]] for city in cities],
             "true_latitude": [float(city["latitude"]) for city in cities],
             "true_longitude": [float(city["longitude"]) for city in cities],
         }
@@ -124,7 +126,7 @@ def write_run(
                 "peak_memory_bytes": 2_147_483_648,
                 "model": model,
                 "notes": ["3 names are on both sides of the split."],
-                "attribution": "Places: GeoNames, CC BY 4.0. Coastlines: Natural Earth.",
+                "attribution": "GeoNames, CC BY 4.0",
             },
         }
     )
