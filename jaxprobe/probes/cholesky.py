@@ -46,7 +46,7 @@ def factor(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype: str) -> Normal
 
 
 def leave_one_out(
-    f: Normal, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], dtype: str
+    f: Normal, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], *, dtype: str
 ) -> Float[Array, "A C"]:
     """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y."""
     n, d = x.shape
@@ -71,8 +71,10 @@ def leave_one_out(
     return lax.map(one_alpha, alphas)
 
 
-def generalised(f: Normal, y_squares: Float[Array, "C"], alphas: Float[Array, "A"], *, n: int, sample_space: bool):
-    """[A, C] generalised cross-validation: leave-one-out with every h at its mean."""
+def generalised(
+    f: Normal, y_squares: Float[Array, "C"], n: Float[Array, ""], alphas: Float[Array, "A"], *, sample_space: bool
+) -> Float[Array, "A C"]:
+    """Generalised cross-validation: leave-one-out with every h at its mean."""
 
     def one_alpha(alpha):
         root = _inverse_root(f.matrix, alpha)

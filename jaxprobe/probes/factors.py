@@ -84,30 +84,34 @@ def constant_share(kernel_diagonal: Float[Array, "N"], alphas: Float[Array, "A"]
     return alphas / (mean_eigenvalue + alphas) / n
 
 
+def residuals(
+    f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], *, n: int, dtype: str
+) -> tuple[Float[Array, "N A C"], Float[Array, "N A"]]:
+    """Residuals y - ŷ and 1 - h, for every penalty; x and y may be some of the n rows of a fit by x'x."""
+    if in_sample_space(n, x.shape[1]):
+        keep = alphas[None, :] / (f.values[:, None] + alphas[None, :])
+        others = product(f.vectors**2, keep) - constant_share(f.diagonal, alphas)[None, :]
+        return jnp.einsum("nk,ka,kc->nac", f.vectors, keep, f.rotated), others
+    dtype = product_dtype(n, x.shape[1], dtype)
+    shrink = 1 / (f.values[:, None] + alphas[None, :])
+    coef = (f.rotated[:, None, :] * shrink[:, :, None]).reshape(len(shrink), -1).astype(dtype)
+    z = centred_product(x, f.x_mean, f.vectors, dtype)
+    residual = y.astype(dtype)[:, None] - product(z, coef).reshape(len(x), len(alphas), -1)
+    return residual, 1 - 1 / n - product(z * z, shrink.astype(dtype))
+
+
 def leave_one_out(
-    f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], dtype: str
+    f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], *, dtype: str
 ) -> Float[Array, "A C"]:
     """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y."""
-    n, d = x.shape
-    if in_sample_space(n, d):
-        keep = alphas[None, :] / (f.values[:, None] + alphas[None, :])
-        others = product(f.vectors**2, keep) - constant_share(f.diagonal, alphas)[None, :]  # 1 - h
-        residual = jnp.einsum("nk,ka,kc->nac", f.vectors, keep, f.rotated)
-        return jnp.mean((residual / others[:, :, None]) ** 2, axis=0)
-
-    dtype = product_dtype(n, d, dtype)
-    shrink = 1 / (f.values[:, None] + alphas[None, :])
-    coef = (f.rotated[:, None, :] * shrink[:, :, None]).reshape(d, -1).astype(dtype)
-    shrink = shrink.astype(dtype)
+    n = len(x)
 
     def block(start, size):
-        z = centred_product(lax.dynamic_slice_in_dim(x, start, size), f.x_mean, f.vectors, dtype)
-        yb = lax.dynamic_slice_in_dim(y, start, size).astype(dtype)
-        residual = yb[:, None] - product(z, coef).reshape(size, len(alphas), -1)
-        others = 1 - 1 / n - product(z * z, shrink)
+        xb, yb = (lax.dynamic_slice_in_dim(rows, start, size) for rows in (x, y))
+        residual, others = residuals(f, xb, yb, alphas, n=n, dtype=dtype)
         return jnp.sum((residual / others[:, :, None]) ** 2, axis=0).astype(jnp.float64)
 
-    return sum_over_rows(block, n) / n
+    return (block(0, n) if in_sample_space(*x.shape) else sum_over_rows(block, n)) / n
 
 
 def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: Float[Array, "D K"], dtype: str):
@@ -118,8 +122,10 @@ def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: F
     return product(x.astype(dtype) - mean[None], matrix) - rest[None]
 
 
-def generalised(f: Factors, y_squares: Float[Array, "C"], alphas: Float[Array, "A"], *, n: int, sample_space: bool):
-    """[A, C] generalised cross-validation (Golub, Heath & Wahba 1979): leave-one-out with every h at its mean."""
+def generalised(
+    f: Factors, y_squares: Float[Array, "C"], n: Float[Array, ""], alphas: Float[Array, "A"], *, sample_space: bool
+) -> Float[Array, "A C"]:
+    """Generalised cross-validation (Golub, Heath & Wahba 1979): leave-one-out with every h at its mean over n rows."""
     keep = alphas[None, :] / (f.values[:, None] + alphas[None, :])
     if sample_space:
         residual_squares = product((keep**2).T, f.rotated**2)
@@ -133,10 +139,13 @@ def generalised(f: Factors, y_squares: Float[Array, "C"], alphas: Float[Array, "
 
 def weights_at(f: Factors, x: Float[Array, "N D"], alpha: Float[Array, "C"]) -> Float[Array, "D C"]:
     """Weights at one penalty a target."""
-    weights = product(f.vectors, f.rotated / (f.values[:, None] + alpha[None, :]))
-    if not in_sample_space(*x.shape):
-        return weights
-    return product((x.astype(jnp.float64) - f.x_mean[None]).T, weights)
+    weights = feature_weights(f, alpha)
+    return product((x.astype(jnp.float64) - f.x_mean[None]).T, weights) if in_sample_space(*x.shape) else weights
+
+
+def feature_weights(f: Factors, alpha: Float[Array, "C"]) -> Float[Array, "K C"]:
+    """Weights at one penalty a target of the dimensions of x'x (of the rows, with factors of x x')."""
+    return product(f.vectors, f.rotated / (f.values[:, None] + alpha[None, :]))
 
 
 def condition_at(f: Factors, alpha: Float[Array, ""]) -> Float[Array, ""]:

@@ -35,7 +35,7 @@ def sort_groups(labels: np.ndarray) -> Groups:
     """
     names, number, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(names) < 2:
-        raise InputError(f"All rows are of one group, {names[0]!r}: none are left to fit on. Name a column with more.")
+        raise InputError(f"All rows are of one group, '{names[0]}': none are left to fit on. Take a column with more.")
     return Groups(np.argsort(number, kind="stable"), np.cumsum(sizes) - sizes, sizes)
 
 
@@ -88,7 +88,7 @@ def _block_residuals(f, rows, y, starts, sizes, alphas, *, n, size, sample_space
         def one_alpha(alpha):
             shrunk = z / (f.values + alpha)[None, :]
             if sample_space:
-                others = alpha * product(shrunk, z.T) - constant_share(f.diagonal, alpha[None])
+                others = alpha * product(shrunk, z.T) - constant_share(f.diagonal, alpha[None])[0]
                 residual = alpha * product(shrunk, f.rotated)
             else:
                 others = jnp.eye(size) - product(shrunk, z.T) - 1 / n
@@ -115,7 +115,7 @@ def _weights_without(f, rows, y, start, count, alphas, *, n):
     zeros = jnp.zeros(k), jnp.zeros(c), jnp.zeros((k, k)), jnp.zeros((k, c))
     z_sum, y_sum, zz, zy = lax.fori_loop(0, (count + ROWS - 1) // ROWS, add, zeros)
     # Over all rows both sum to 0, so over the rest they sum to minus the group's.
-    rest = n - count
+    rest = (n - count).astype(jnp.float64)
     gram = jnp.diag(f.values) - zz - jnp.outer(z_sum, z_sum) / rest
     cross = f.rotated - zy - jnp.outer(z_sum, y_sum) / rest
     weights = lax.map(lambda alpha: cho_solve(cho_factor(gram + alpha * jnp.eye(k)), cross), alphas)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 ROWS = 2048  # rows a block: the centred block stays in cache between its making and its product (measured on CPU)
 
@@ -58,21 +58,47 @@ def sum_over_rows(block: Callable, rows: int):
     return lax.fori_loop(0, whole, lambda i, total: jax.tree.map(jnp.add, total, block(i * ROWS, ROWS)), total)
 
 
-def moments_of(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype: str) -> Moments:
-    """Moments of rows in memory: products in ``dtype``, blocks added in float64 (under ``jax.enable_x64``)."""
-    n = x.shape[0]
-    # A sample's mean is near enough: what it is off by is taken out exactly by centre().
-    x_shift = jnp.mean(x[:: max(n // ROWS, 1)].astype(jnp.float64), axis=0).astype(dtype)
-    y_shift = jnp.zeros(y.shape[1], dtype)  # the caller's y has mean 0
+def pilot_mean(x: Float[Array, "N D"], dtype: str) -> Float[Array, "D"]:
+    """The mean of at most about 2 ROWS rows spread over x: near enough, as what it is off by is taken out exactly."""
+    return jnp.mean(x[:: max(len(x) // ROWS, 1)].astype(jnp.float64), axis=0).astype(dtype)
+
+
+def moments_of(
+    x: Float[Array, "N D"],
+    y: Float[Array, "N C"],
+    dtype: str,
+    x_shift: Float[Array, "D"] | None = None,
+    inside: Bool[Array, "N"] | None = None,
+) -> Moments:
+    """Moments of rows in memory: products in ``dtype``, blocks added in float64 (under ``jax.enable_x64``).
+
+    y has means near 0; ``x_shift`` is the pilot mean of x unless given; rows outside ``inside`` do not count.
+    """
+    x_shift = pilot_mean(x, dtype) if x_shift is None else x_shift
+    y_shift = jnp.zeros(y.shape[1], dtype)
 
     def block(start, size):
-        xb = lax.dynamic_slice_in_dim(x, start, size).astype(dtype) - x_shift[None]
-        yb = lax.dynamic_slice_in_dim(y, start, size).astype(dtype)
+        cut = lambda rows: lax.dynamic_slice_in_dim(rows, start, size)
+        xb, yb = cut(x).astype(dtype) - x_shift[None], cut(y).astype(dtype)
+        if inside is not None:
+            xb, yb = (jnp.where(cut(inside)[:, None], rows, 0) for rows in (xb, yb))
         product = lambda a, b: jnp.matmul(a.T, b, precision="highest")
         sums = (jnp.sum(xb, 0), jnp.sum(yb, 0), product(xb, xb), product(xb, yb), jnp.sum(yb * yb, 0))
         return tuple(s.astype(jnp.float64) for s in sums)
 
-    return Moments(jnp.asarray(n, jnp.float64), x_shift, y_shift, *sum_over_rows(block, n))
+    count = len(x) if inside is None else jnp.sum(inside)
+    return Moments(jnp.asarray(count, jnp.float64), x_shift, y_shift, *sum_over_rows(block, len(x)))
+
+
+def add(a: Moments, b: Moments) -> Moments:
+    """Moments of the rows of both, which were taken about the same shift."""
+    return combine(jnp.add, a, b)
+
+
+def combine(operation: Callable, *moments: Moments) -> Moments:
+    """Sums or differences of the sums of moments about the same shift, which stays."""
+    count, _, _, *sums = map(operation, *moments)
+    return Moments(count, moments[0].x_shift, moments[0].y_shift, *sums)
 
 
 def centre(m: Moments) -> Centred:

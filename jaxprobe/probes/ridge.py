@@ -12,10 +12,7 @@ states with a few huge dimensions. With N < 2 D, or a small x, everything is in 
 Source: Hastie, Tibshirani & Friedman (2009), section 7.10; equals scikit-learn's RidgeCV.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,15 +21,9 @@ from jaxtyping import Array, Float
 from threadpoolctl import threadpool_limits
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes import cholesky, factors
-from jaxprobe.probes.groups import Groups, group_predictions, sort_groups
-from jaxprobe.probes.spread import batches, layer_mesh, over_layers
-
-# In units of the layer's scale, by half-decades. A grid as wide is looked at beyond an edge where the best one lies.
-RELATIVE_ALPHAS = 10.0 ** np.linspace(-4, 1.5, 12)
-# Rounding leaves a relative error of about epsilon times the condition; past this it can reach a probe's third digit.
-CONDITION_LIMIT = {"float32": 1e4, "float64": 1e12}
-CRITERIA = ("leave_one_out", "leave_one_group_out", "generalised")
+from jaxprobe.probes import factors, solve
+from jaxprobe.probes.moments import Moments
+from jaxprobe.probes.spread import batches, layer_mesh
 
 
 class RidgeFit(NamedTuple):
@@ -59,17 +50,6 @@ class RidgeFit(NamedTuple):
     condition: np.ndarray
 
 
-class Choice(NamedTuple):
-    """How a penalty is found: see fit_ridge's arguments of the same names."""
-
-    alphas: np.ndarray | None
-    alpha_per_target: bool
-    criterion: str
-    groups: Groups | None
-    dtype: str
-    engine: ModuleType  # factors or cholesky
-
-
 def fit_ridge(
     x: np.ndarray | Array,
     y: np.ndarray | Array,
@@ -92,12 +72,12 @@ def fit_ridge(
         scale, which extends itself when the best is at its edge.
       alpha_per_target: choose a penalty for each target by its own error; otherwise one a layer, the least mean over
         targets of MSE / var(target).
-      criterion: "leave_one_out" (exact); "leave_one_group_out" (exact; with folds for groups, k-fold); "generalised"
-        (generalised cross-validation: half the work of leave-one-out).
-      groups: [N] labels, for leave_one_group_out.
+      criterion: "leave_one_out" (exact); "leave_one_group_out" (exact, for any number of groups); "k_fold" (the same,
+        less work for a few large folds); "generalised" (cross-validation, half the work of leave-one-out).
+      groups: [N] labels of groups or folds, for leave_one_group_out and k_fold.
       dtype: "float32" (products in float32, eigendecomposition in float64) or "float64" (everything).
       solver: "eigh", or "cholesky" (one a penalty, in the dtype); None takes Cholesky on TPU, where float64 is emulated
-        and eigendecompositions are slow. leave_one_group_out always takes eigh.
+        and eigendecompositions are slow. Groups and folds always take eigh.
       devices: the layers are spread over these; all local accelerators or one CPU by default.
       names: L names of the layers for messages; their numbers by default.
     Returns:
@@ -105,7 +85,7 @@ def fit_ridge(
     Raises:
       InputError: shapes that do not fit, fewer than 2 rows, a penalty that is not positive, values that are not finite.
     Warns:
-      UserWarning: names the layer where rounding may reach the third digit (``CONDITION_LIMIT``).
+      UserWarning: names the layer where rounding may reach the third digit (``solve.CONDITION_LIMIT``).
     """
     if np.ndim(x) != 3 or not len(x):
         raise InputError(f"x has shape {np.shape(x)}; wanted [layer, row, dimension]. For one layer pass x[None].")
@@ -165,10 +145,64 @@ def _centred_product(x, mean, weights):
     return factors.product(x.astype(weights.dtype) - mean[None], weights)
 
 
+def fit_moments(
+    moments: Moments,
+    alphas: np.ndarray | Sequence[float] | None = None,
+    *,
+    alpha_per_target: bool = False,
+    criterion: str = "generalised",
+    names: Sequence[str] | None = None,
+) -> RidgeFit:
+    """Ridge probes from moments alone, for states that were never kept.
+
+    Args:
+      moments: Moments with leading axes [L, K]: a fold each, all about one shift a layer.
+      criterion: "generalised", or "k_fold" over the K >= 2 folds.
+    Other arguments, result and errors are those of ``fit_ridge``.
+    """
+    problems = solve.check_options(alphas, "leave_one_out", None, None, "float64", None)
+    count = np.sum(np.asarray(moments.count, np.float64), axis=-1)
+    if count.ndim != 1 or not len(count) or (count < 2).any():
+        problems.append(f"moments count {count} rows; wanted leading axes [layer, fold], and 2 rows or more a layer.")
+    if criterion not in ("generalised", "k_fold"):
+        problems.append(f"moments cannot give {criterion!r}. Take generalised or k_fold, or keep the states.")
+    elif criterion == "k_fold" and count.ndim == 1 and np.shape(moments.count)[1] < 2:
+        problems.append("k_fold wants the moments of 2 folds or more; found 1.")
+    if problems:
+        raise InputError(*problems)
+    total_y, y_squares = (np.sum(np.asarray(leaf, np.float64), axis=1) for leaf in (moments.y_sum, moments.yy))
+    offset, squares = total_y / count[:, None], y_squares / count[:, None]
+    variance = squares - offset**2
+    y_mean = np.asarray(moments.y_shift, np.float64)[:, 0] + offset
+    y_scale = np.sqrt(np.where(variance > 1e-12 * squares, variance, 1.0))  # a constant has nothing to divide by
+    standardised = _over_scale(moments, y_scale)
+    names = [str(i) for i in range(len(count))] if names is None else list(names)
+    mesh = layer_mesh(jax.local_devices()[:1])
+    choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", "eigh", mesh)
+    solved = []
+    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+        for i, name in enumerate(names):
+            solved.append(solve.solve_moments(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], standardised), choice))
+            solve.check_condition([name], solved[-1], "float64")
+    return _in_target_units(solved, y_mean, y_scale, "float64")
+
+
+def _over_scale(m: Moments, y_scale: np.ndarray) -> Moments:
+    """Moments of y / y_scale, for y_scale [L, C]."""
+    scale = y_scale[:, None]
+    y_shift, y_sum, yy = m.y_shift / scale, m.y_sum / scale, m.yy / scale**2
+    return m._replace(y_shift=y_shift, y_sum=y_sum, xy=m.xy / scale[:, :, None], yy=yy)
+
+
 def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices) -> RidgeFit:
     """Batches of states, in bounded memory; see fit_ridge."""
+    y = np.asarray(y, np.float64)
+    problems = solve.check_targets(y) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
+    if problems:
+        raise InputError(*problems)
     mesh = layer_mesh(devices)
-    y, y_mean, y_scale, choice = _checked(y, alphas, alpha_per_target, criterion, groups, dtype, solver, mesh)
+    choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, solver, mesh)
+    y_mean, y_scale = y.mean(0), np.where(np.ptp(y, axis=0) > 0, y.std(0), 1.0)  # a constant has nothing to divide by
 
     def checked_read(name):
         state = read(name)
@@ -176,122 +210,21 @@ def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, sol
             raise InputError(f"State '{name}' has shape {state.shape}; wanted {len(y)} rows, one for each row of y.")
         return state
 
-    fits = []
+    solved = []
     # After eigh the threads of OpenBLAS spin and halve the speed of XLA's next products.
     with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
         for batch, x in batches(names, checked_read, mesh):
-            fit = RidgeFit(*(leaf[: len(batch)] for leaf in _fit_batch(x, y, choice, mesh)))
-            _check_condition(batch, fit, factors.product_dtype(*x.shape[1:], dtype))
-            fits.append(fit)
-    fit = RidgeFit(*(np.concatenate(leaves) for leaves in zip(*fits, strict=True)))
-    tried = ~np.isnan(fit.loo_mse).all(axis=(0, 2))
-    weights, x_mean = (fit.weights * y_scale).astype(dtype), fit.x_mean.astype(dtype)
+            leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice)
+            solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))
+            solve.check_condition(batch, solved[-1], factors.product_dtype(*x.shape[1:], dtype))
+    return _in_target_units(solved, y_mean[None], y_scale[None], dtype)
+
+
+def _in_target_units(batches: list[solve.Solved], y_mean: np.ndarray, y_scale: np.ndarray, dtype: str) -> RidgeFit:
+    """The layers of all batches, for targets of mean and deviation [1 or L, C]."""
+    solved = solve.Solved(*map(np.concatenate, zip(*batches, strict=True)))
+    weights, x_mean = (solved.weights * y_scale[:, None]).astype(dtype), solved.x_mean.astype(dtype)
     intercept = y_mean - np.einsum("ld,ldc->lc", x_mean, weights, dtype=np.float64)
-    loo_mse = fit.loo_mse[:, tried] * y_scale**2
-    return RidgeFit(weights, intercept, x_mean, fit.alpha, fit.alphas[:, tried], loo_mse, fit.condition)
-
-
-def _checked(y, alphas, alpha_per_target, criterion, groups, dtype, solver, mesh):
-    """(y standardised, its mean, its deviation, Choice), all float64, or every problem found."""
-    problems = []
-    y = np.asarray(y, np.float64)
-    if y.ndim != 2 or len(y) < 2:
-        problems.append(f"y has shape {y.shape}; wanted at least 2 rows and one column a target: [rows, targets].")
-    elif not np.isfinite(y).all():
-        row, column = np.argwhere(~np.isfinite(y))[0]
-        problems.append(f"y is not finite in row {row}, column {column}. Leave such rows out.")
-    if alphas is not None:
-        alphas = np.asarray(alphas, np.float64)
-        if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas) & (alphas > 0)).all():
-            problems.append(f"alphas are {alphas}; wanted a list of finite numbers above 0.")
-    if dtype not in CONDITION_LIMIT:
-        problems.append(f"dtype is {dtype!r}; wanted one of {', '.join(CONDITION_LIMIT)}.")
-    if criterion not in CRITERIA:
-        problems.append(f"criterion is {criterion!r}; wanted one of {', '.join(CRITERIA)}.")
-    if (groups is None) == (criterion == "leave_one_group_out"):
-        problems.append("groups go with criterion='leave_one_group_out', and it with groups. Pass both or neither.")
-    elif groups is not None and len(groups) != len(y):
-        problems.append(f"groups has {len(groups)} labels for {len(y)} rows. Pass one a row.")
-    if solver not in (None, "eigh", "cholesky"):
-        problems.append(f"solver is {solver!r}; wanted eigh or cholesky.")
-    if problems:
-        raise InputError(*problems)
-    mean, scale = y.mean(0), y.std(0)
-    scale[np.ptp(y, axis=0) == 0] = 1.0  # a constant target has weights of 0 and no variance to divide by
-    groups = None if groups is None else sort_groups(groups)
-    if solver is None:
-        solver = "cholesky" if mesh.devices.flat[0].platform == "tpu" else "eigh"
-    engine = cholesky if solver == "cholesky" and groups is None else factors
-    return (y - mean) / scale, mean, scale, Choice(alphas, alpha_per_target, criterion, groups, dtype, engine)
-
-
-def _fit_batch(x, y, choice: Choice, mesh) -> RidgeFit:
-    """Probes of x [B, N, D] for standardised y, as NumPy arrays; intercepts are left out."""
-    engine = choice.engine
-    f = over_layers(engine.factor, mesh, (0, None), dtype=choice.dtype)(x, y)
-    errors = partial(_errors, f, x, y, choice, mesh)
-    if choice.alphas is None:
-        alphas, losses = _self_extending(
-            errors, RELATIVE_ALPHAS * np.asarray(f.scale)[:, None], choice.alpha_per_target
-        )
-    else:
-        alphas = np.broadcast_to(choice.alphas, (len(x), len(choice.alphas)))
-        losses = errors(alphas)
-    alpha = np.take_along_axis(alphas, _best(losses, choice.alpha_per_target), axis=1)
-    weights = over_layers(engine.weights_at, mesh, (0, 0, 0))(f, x, alpha)
-    condition = over_layers(engine.condition_at, mesh, (0, 0))(f, alpha.min(axis=1))
-    alpha = alpha if choice.alpha_per_target else alpha[:, 0]
-    leaves = weights, f.x_mean, alpha, alphas, losses, condition
-    weights, x_mean, *rest = map(np.asarray, leaves)
-    return RidgeFit(weights, np.zeros_like(weights[:, 0]), x_mean, *rest)
-
-
-def _errors(f, x, y, choice: Choice, mesh, alphas: np.ndarray) -> np.ndarray:
-    """[B, A, C] standardised mean squared error by the chosen criterion, for penalties [B, A]."""
-    engine = choice.engine
-    if choice.criterion == "leave_one_out":
-        compiled = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0), dtype=choice.dtype)
-        return np.asarray(compiled(f, x, y, alphas))
-    if choice.criterion == "generalised":
-        static = dict(n=len(y), sample_space=factors.in_sample_space(*x.shape[1:]))
-        compiled = over_layers(engine.generalised, mesh, (0, None, 0), **static)
-        return np.asarray(compiled(f, np.sum(y**2, axis=0), alphas))
-    layers = (jax.tree.map(lambda leaf, i=i: leaf[i], f) for i in range(len(x)))
-    predictions = (group_predictions(*args, y, choice.groups, a) for *args, a in zip(layers, x, alphas, strict=True))
-    return np.stack([np.mean((p - y) ** 2, axis=1) for p in predictions])
-
-
-def _best(losses: np.ndarray, alpha_per_target: bool) -> np.ndarray:
-    """[B, C] index of the penalty with the least error, the same for every target unless each chooses for itself."""
-    if not alpha_per_target:
-        losses = np.broadcast_to(losses.mean(axis=2, keepdims=True), losses.shape)
-    return np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=1)
-
-
-def _self_extending(errors: Callable, alphas: np.ndarray, alpha_per_target: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The grid [B, A] with as wide a one at each side, NaN unless the layer's best was at that edge."""
-    losses = errors(alphas)
-    best = _best(losses, alpha_per_target)
-    width = alphas[0, 1] * alphas[0, -1] / alphas[0, 0] ** 2
-    sides = []
-    for grid, edge in ((alphas / width, 0), (alphas * width, alphas.shape[1] - 1)):
-        wanted = (best == edge).any(axis=1)
-        side = errors(grid) if wanted.any() else np.full_like(losses, np.nan)
-        sides.append(np.where(wanted[:, None, None], side, np.nan))
-    return np.concatenate([alphas / width, alphas, alphas * width], 1), np.concatenate([sides[0], losses, sides[1]], 1)
-
-
-def _check_condition(names: Sequence[str], fit: RidgeFit, dtype: str) -> None:
-    bad = [name for name, condition in zip(names, fit.condition, strict=True) if np.isnan(condition)]
-    if bad:
-        raise InputError(
-            f"State {', '.join(bad)} holds values that are not finite. Read it again, in float32 if it was narrower."
-        )
-    remedy = "Take larger alphas" + (", or dtype='float64'." if dtype == "float32" else ".")
-    for name, condition, alpha in zip(names, fit.condition, fit.alpha, strict=True):
-        if condition > CONDITION_LIMIT[dtype]:
-            warnings.warn(
-                f"State '{name}' has condition {condition:.1e} at its penalty {np.min(alpha):.3g}, above "
-                f"{CONDITION_LIMIT[dtype]:.0e}: rounding in {dtype} may reach the third digit. {remedy}",
-                stacklevel=4,
-            )
+    tried = ~np.isnan(solved.losses).all(axis=(0, 2))
+    alphas, losses = solved.alphas[:, tried], solved.losses[:, tried] * y_scale[:, None] ** 2
+    return RidgeFit(weights, intercept, x_mean, solved.alpha, alphas, losses, solved.condition)

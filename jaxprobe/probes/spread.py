@@ -25,12 +25,19 @@ def layer_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
     return Mesh(np.array(devices), ("layer",), axis_types=(AxisType.Auto,))
 
 
+def at_once(mesh: Mesh) -> bool:
+    """Whether a device takes several layers at once: accelerators do, a CPU does not.
+
+    Batched LAPACK calls are slower than single ones there, and can deadlock with few cores (jaxlib 0.10).
+    """
+    return mesh.devices.flat[0].platform != "cpu"
+
+
 @cache
 def over_layers(function: Callable, mesh: Mesh, in_axes: tuple[int | None, ...], **static) -> Callable:
     """``function`` of one layer, compiled for arrays with a leading layer axis where ``in_axes`` has a 0.
 
-    Accelerators take the layers of a device at once (vmap), a CPU one by one: batched LAPACK calls are slower there and
-    can deadlock with few cores (jaxlib 0.10).
+    A device's layers are taken at once (vmap) or one by one, see ``at_once``.
     """
     function = partial(function, **static)
 
@@ -43,8 +50,7 @@ def over_layers(function: Callable, mesh: Mesh, in_axes: tuple[int | None, ...],
 
         return lax.map(one, layered)
 
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    each = one_by_one if on_cpu else jax.vmap(function, in_axes)
+    each = jax.vmap(function, in_axes) if at_once(mesh) else one_by_one
     specs = tuple(P("layer") if axis == 0 else P() for axis in in_axes)
     return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=P("layer"), check_vma=False))
 
@@ -58,8 +64,7 @@ def batches(
     """
     first = read(names[0])
     shape, held = first.shape, {names[0]: first}
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    each = 1 if on_cpu else int(np.clip(BATCH_BYTES // first.nbytes, 1, -(-len(names) // mesh.size)))
+    each = int(np.clip(BATCH_BYTES // first.nbytes, 1, -(-len(names) // mesh.size))) if at_once(mesh) else 1
     batch = each * mesh.size
     sharding = NamedSharding(mesh, P("layer"))
 

@@ -5,7 +5,8 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes.ridge import RELATIVE_ALPHAS, fit_ridge, fit_states, predict, predict_layer
+from jaxprobe.probes.ridge import fit_ridge, fit_states, predict, predict_layer
+from jaxprobe.probes.solve import RELATIVE_ALPHAS
 
 # Float32 products round at 6e-8 and some hundred of them add up (the project promises 1e-4).
 FLOAT32 = 1e-5
