@@ -1,0 +1,226 @@
+"""Streaming: what ridge needs to know of the training rows, summed up while the forward runs, with no row kept.
+
+For every state and every segment of rows (a fold, a hold-out group): count, mean, x'x, x'y and y'y. Memory is one
+D x D matrix for each state and segment, however many rows there are.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float64, Int
+
+_ROW_MULTIPLE = 8
+
+
+def moments_size(states: int, segments: int, width: int, targets: int, devices: int = 1) -> int:
+    """Bytes that the moments take on each device: two float32 numbers for each sum."""
+    return 2 * 4 * -(-states // devices) * segments * width * (width + targets + 1)
+
+
+class MomentStream:
+    """Moments of the rows of a table that pass by shard by shard.
+
+    Rows are shifted by a pilot mean (that of the first shard), so that states whose mean is thousands of times their
+    spread keep their digits. A shard's products are float32 at the highest matmul precision; sums over shards carry
+    their rounding error along (Knuth's two-sum), so they are as exact for a million rows as for a thousand.
+
+    States are spread over devices. A shard's rows are sent to the device that has the state: n x D numbers, far fewer
+    than the D x D sums that a reduction over devices would move, and the result does not depend on their number.
+
+    Attributes:
+      states: L state names.
+      segments: S names, in the order of the leading axis of what ``moments`` returns.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[str],
+        width: int,
+        shard_rows: Sequence[Int[np.ndarray, " n"]],
+        segments: Mapping[str, Int[np.ndarray, " m"]],
+        y: Float64[np.ndarray, "N C"],
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Makes room for the sums.
+
+        Args:
+          width: D.
+          shard_rows: table rows of every shard, as the plan has them.
+          segments: name -> table rows. They may overlap; a row in none of them is not used.
+          y: targets of all table rows, in their own unit; not looked at in rows of no segment.
+          devices: which share the states; default: all.
+        """
+        self.states = tuple(states)
+        self.segments = tuple(segments)
+        self._y = _Targets(segments, y)
+        self._rows = shard_rows
+        self._targets = y.shape[1]
+        self._members = _members(shard_rows, list(segments.values()))
+        devices = jax.devices() if devices is None else devices
+        self._mesh = Mesh(np.asarray(devices), ("layer",), axis_types=(AxisType.Auto,))
+        self._sharding = NamedSharding(self._mesh, P("layer"))
+        self._layers = -(-len(self.states) // len(devices)) * len(devices)
+        shape = (self._layers, len(segments), 2, width, width + y.shape[1] + 1)
+        self._sums = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=self._sharding)()
+        self._shift: jax.Array | None = None
+
+    def add(self, shard: int, x: Float[np.ndarray, "L n D"] | Float[Array, "L n D"]) -> None:
+        """Adds a shard's rows, each shard once.
+
+        Args:
+          x: the states of the shard's rows, in the order of ``states``; on the host, or on the devices in any sharding.
+        """
+        if x.shape[:2] != (len(self.states), len(self._rows[shard])):
+            raise ValueError(
+                f"shard {shard} is {x.shape}, not {len(self.states)} states of {len(self._rows[shard])} rows"
+            )
+        x = self._spread(x)
+        if self._shift is None:
+            self._shift = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32), axis=1))(x)
+        y = np.zeros((x.shape[1], self._targets), np.float32)
+        y[: len(self._rows[shard])] = self._y.shifted(self._rows[shard])
+        self._sums = _add(self._mesh)(self._sums, x, self._shift, y, self._members[shard])
+
+    def moments(self, state: str) -> dict[str, Float64[np.ndarray, "..."]]:
+        """One state's moments of every segment, with a leading segment axis, in float64.
+
+        Returns:
+          count [S]; x_shift [S, D], y_shift [S, C]; and about these shifts x_sum [S, D], y_sum [S, C], xx [S, D, D],
+          xy [S, D, C], yy [S, C] (sums, not means).
+        """
+        if self._shift is None:
+            raise ValueError("no shard was added")
+        layer = self.states.index(state)
+        # Exact: a float64 holds the sum of two float32 of which one is the other's rounding error.
+        sums = np.asarray(self._sums[layer]).sum(axis=1, dtype=np.float64)
+        shift = np.asarray(self._shift[layer], np.float64)
+        width = len(shift)
+        return self._y.moments() | {
+            "x_shift": np.broadcast_to(shift, (len(self.segments), width)),
+            "x_sum": sums[:, :, -1],
+            "xx": sums[:, :, :width],
+            "xy": sums[:, :, width:-1],
+        }
+
+    def _spread(self, x: np.ndarray | Array) -> Array:
+        """States to their devices; filled up with zeros to one shape for all shards and as many states for each."""
+        shape = (self._layers, max(map(len, self._rows)), x.shape[2])
+        if isinstance(x, jax.Array):
+            widths = [(0, wanted - found) for wanted, found in zip(shape, x.shape, strict=True)]
+            return jax.jit(functools.partial(jnp.pad, pad_width=widths), out_shardings=self._sharding)(x)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            here = x[index[0]]  # a view
+            if here.shape == (shape[0] // self._mesh.size, *shape[1:]):
+                return here
+            full = np.zeros((shape[0] // self._mesh.size, *shape[1:]), x.dtype)
+            full[: len(here), : here.shape[1]] = here
+            return full
+
+        return jax.make_array_from_callback(shape, self._sharding, part)
+
+
+class _Targets:
+    """The targets, shifted by their mean over the rows used, and their own moments, which need no device."""
+
+    def __init__(self, segments: Mapping[str, np.ndarray], y: np.ndarray):
+        used = np.unique(np.concatenate(list(segments.values())))
+        self._shift = y[used].mean(axis=0)
+        # Rounded here, so that y'y is of the same numbers as x'y. A row that is not used may hold NaN.
+        self._y = np.zeros(y.shape, np.float32)
+        self._y[used] = y[used] - self._shift
+        self._segments = segments
+
+    def shifted(self, rows: np.ndarray) -> np.ndarray:
+        return self._y[rows]
+
+    def moments(self) -> dict[str, np.ndarray]:
+        parts = [self._y[rows].astype(np.float64) for rows in self._segments.values()]
+        return {
+            "count": np.array([float(len(part)) for part in parts]),
+            "y_shift": np.broadcast_to(self._shift, (len(parts), len(self._shift))),
+            "y_sum": np.stack([part.sum(axis=0) for part in parts]),
+            "yy": np.stack([(part**2).sum(axis=0) for part in parts]),
+        }
+
+
+class _Members(NamedTuple):
+    """Which rows of one shard are in each of K segments, for segments of about one size."""
+
+    segments: Int[np.ndarray, " K"]
+    rows: Int[np.ndarray, "K capacity"]
+    counts: Float[np.ndarray, "K capacity"]  # 1 for a row, 0 for filling
+
+
+def _members(shard_rows: Sequence[np.ndarray], segments: Sequence[np.ndarray]) -> list[list[_Members]]:
+    """For each shard its members, in shapes that are the same for every shard, so that one program serves all.
+
+    Segments within a factor of two of each other share a shape: few programs, and little work on filling.
+    """
+    found = [[np.flatnonzero(np.isin(rows, wanted)) for wanted in segments] for rows in shard_rows]
+    capacity = np.array([max(map(len, column)) for column in zip(*found, strict=True)])
+    capacity = -(-capacity // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    left, classes = np.argsort(-capacity, kind="stable"), []
+    while len(left) and capacity[left[0]]:
+        alike = 2 * capacity[left] > capacity[left[0]]
+        classes.append(left[alike])
+        left = left[~alike]
+
+    def members(shard: Sequence[np.ndarray], chosen: np.ndarray) -> _Members:
+        rows = np.zeros((len(chosen), capacity[chosen[0]]), np.int32)
+        counts = np.zeros(rows.shape, np.float32)
+        for i, segment in enumerate(chosen):
+            rows[i, : len(shard[segment])] = shard[segment]
+            counts[i, : len(shard[segment])] = 1
+        return _Members(chosen.astype(np.int32), rows, counts)
+
+    return [[members(shard, chosen) for chosen in classes] for shard in found]
+
+
+@functools.lru_cache(maxsize=4)
+def _add(mesh: Mesh):
+    """The compiled step that adds one shard to the sums [L, S, 2, D, D + C + 1]: x'x, x'y and x'1 side by side."""
+
+    def add(sums, x, shift, y, members):
+        width = x.shape[2]
+
+        def one_layer(layer, sums):
+            for alike in members:
+
+                def one_segment(i, sums, alike=alike):
+                    rows, counts = alike.rows[i], alike.counts[i][:, None]
+                    centred = x[layer, rows].astype(jnp.float32) - shift[layer][None]
+                    block = jnp.concatenate([centred * counts, y[rows] * counts, counts], axis=1)
+                    product = jnp.matmul(block[:, :width].T, block, precision="highest")
+                    return _two_sum(sums, product, layer, alike.segments[i])
+
+                sums = lax.fori_loop(0, len(alike.segments), one_segment, sums)
+            return sums
+
+        # One layer and segment at a time, in place: temporary memory is one product's.
+        return lax.fori_loop(0, len(x), one_layer, sums)
+
+    layers = P("layer")
+    spread = jax.shard_map(add, mesh=mesh, in_specs=(layers, layers, layers, P(), P()), out_specs=layers)
+    return jax.jit(spread, donate_argnums=0)
+
+
+def _two_sum(sums: Array, value: Array, layer: Array, segment: Array) -> Array:
+    """Adds ``value`` to one sum and what the addition rounds off to the number beside it.
+
+    Both live in one array: XLA updates that in place, and copied two of them whole at every step (10 times slower).
+    Source: Knuth, TAOCP vol. 2, section 4.2.2, theorem B.
+    """
+    at = (layer, segment, 0, 0, 0)
+    total, rest = lax.dynamic_slice(sums, at, (1, 1, *sums.shape[2:]))[0, 0]
+    new = total + value
+    added = new - total
+    rest = rest + ((total - (new - added)) + (value - added))
+    return lax.dynamic_update_slice(sums, jnp.stack([new, rest])[None, None], at)
