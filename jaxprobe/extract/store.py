@@ -134,14 +134,13 @@ class ActivationStore:
         lock = _take_lock(path, needed=repair or not finished)
         try:
             dropped = _prepare(path, wanted, repair) if lock else ()
-            store = cls(path, wanted, rows, lock, dropped)
-            missing = sum(len(rows[shard]) for shard in store.missing)
+            missing = [rows[shard] for shard in range(len(rows)) if not is_complete(path, shard)]
             if missing:
-                check_space(path, size_on_disk(missing, len(states), width, dtype, len(store.missing)))
+                check_space(path, size_on_disk(sum(map(len, missing)), len(states), width, dtype, len(missing)))
         except BaseException:
             _release(lock)
             raise
-        return store
+        return cls(path, wanted, rows, lock, dropped)
 
     @property
     def missing(self) -> tuple[int, ...]:
