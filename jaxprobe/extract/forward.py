@@ -116,7 +116,7 @@ def _compiled_step(
     blocks = [int(state) for state in states if state.isdecimal()]
 
     def step(weights: Llama, bins: Bins, root: Root) -> list[jax.Array]:
-        result = forward(weights, config, bins, root)
+        result = forward(weights, config, bins, root, sums_in_blocks=_sums_in_blocks(mesh, weights))
         parts = []
         if "embed" in states:
             parts.append(result.embed[None])
@@ -148,10 +148,23 @@ def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
 def _compiled_root(config: LlamaConfig, mesh: Mesh) -> Callable[[Llama, Bins], tuple[jax.Array, jax.Array]]:
     def run(weights: Llama, bins: Bins) -> tuple[jax.Array, jax.Array]:
         none = jnp.zeros((config.layers, 0, config.kv_heads, config.head_width), weights.blocks.key[...].dtype)
-        result: Forward = forward(weights, config, bins, Root(none, none, jnp.int32(0)), return_keys=True)
+        result: Forward = forward(
+            weights,
+            config,
+            bins,
+            Root(none, none, jnp.int32(0)),
+            sums_in_blocks=_sums_in_blocks(mesh, weights),
+            return_keys=True,
+        )
         return result.keys[:, 0], result.values[:, 0]
 
     return jax.jit(run, out_shardings=NamedSharding(mesh, spec("LRKH")))
+
+
+def _sums_in_blocks(mesh: Mesh, weights: Llama) -> bool:
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    whole = mesh.shape["model"] == mesh.shape["fsdp"] == 1
+    return on_cpu and whole and weights.blocks.down[...].dtype == jnp.float32
 
 
 def _check_finite(buffer: np.ndarray, states: tuple[str, ...], rows: np.ndarray) -> None:

@@ -5,6 +5,7 @@ share those states. The sequences are sorted; the longest prefix common to all i
 in depth-first order and laid into bins of T slots. Where a bin is full, the next one repeats the ancestors.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -97,7 +98,7 @@ def plan_bins(
 def _sorted_order(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
     # Big-endian bytes compare as the token sequences do, a prefix before what it begins.
     raw, edges = ids.astype(">u4").tobytes(), (4 * starts).tolist()
-    keys = [raw[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    keys = [raw[a:b] for a, b in itertools.pairwise(edges)]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 

@@ -1,5 +1,8 @@
 """The arithmetic of a Llama block as pure functions. Letters as in jaxprobe/mesh.py."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,6 +14,28 @@ def project(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) 
     ``highest``: the defaults on TPU (bfloat16 passes) and on recent GPUs (TF32) are far too coarse for float32.
     """
     return jnp.einsum(equation, x.astype(weight.dtype), weight, precision="highest", preferred_element_type=jnp.float32)
+
+
+SUM_BLOCK = 256
+
+
+def project_blockwise(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`project`, its sums taken in blocks of about 256 terms.
+
+    For CPUs: XLA adds a dot product's terms one after another there, so the rounding error grows with the square
+    root of their number. On the demo model that is three times PyTorch's error against float64 (1.4e-5 of a state
+    at worst, 4.9e-6 for PyTorch), and in blocks it is less than PyTorch's (3.4e-6).
+    """
+    (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
+    summed = [letter for letter in right if letter in left and letter not in out]
+    terms = math.prod(weight.shape[right.index(letter)] for letter in summed)
+    blocks = min(-(-terms // SUM_BLOCK), weight.shape[right.index(summed[0])])
+    parts = zip(
+        jnp.array_split(x, blocks, left.index(summed[0])),
+        jnp.array_split(weight, blocks, right.index(summed[0])),
+        strict=True,
+    )
+    return functools.reduce(jnp.add, (project(equation, *part) for part in parts))
 
 
 def rms_norm(x: Float[Array, "... D"], gain: Float[Array, " D"], epsilon: float) -> Float[Array, "... D"]:
@@ -63,9 +88,6 @@ def attend(
     return jnp.moveaxis(mixed / total[..., None], 3, 1)
 
 
-def mlp(
-    x: Float[Array, "B T D"], gate: Float[Array, "D F"], up: Float[Array, "D F"], down: Float[Array, "F D"]
-) -> Float[Array, "B T D"]:
-    """The gated unit of Llama: down(silu(gate x) * up x)."""
-    hidden = jax.nn.silu(project("BTD,DF->BTF", x, gate)) * project("BTD,DF->BTF", x, up)
-    return project("BTF,FD->BTD", hidden, down)
+def gated_unit(x: Float[Array, "B T D"], gate: Float[Array, "D F"], up: Float[Array, "D F"]) -> Float[Array, "B T F"]:
+    """The hidden layer of Llama's MLP: silu(gate x) * up x."""
+    return jax.nn.silu(project("BTD,DF->BTF", x, gate)) * project("BTD,DF->BTF", x, up)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.layers import attend, mlp, project, rms_norm, rotary_tables, rotate
+from jaxprobe.models.layers import attend, project, project_blockwise, rms_norm, rotary_tables, rotate
 
 # parameter -> its axes. Blocks are stacked over L, so that the compiled program does not grow with depth.
 BLOCK_AXES = {
@@ -98,12 +98,25 @@ class Forward(NamedTuple):
     values: Float[Array, "L B T K H"] | None
 
 
-def forward(model: Llama, config: LlamaConfig, bins: Bins, root: Root, return_keys: bool = False) -> Forward:
+def forward(
+    model: Llama,
+    config: LlamaConfig,
+    bins: Bins,
+    root: Root,
+    *,
+    sums_in_blocks: bool,
+    return_keys: bool = False,
+) -> Forward:
     """Runs every bin and returns the wanted rows of every state, in float32.
 
     The residual stream is float32 whatever the weights' dtype: sums over many blocks then lose nothing, and
     the largest activations (1e4 and more in a few dimensions) keep their small neighbours.
+
+    Args:
+      sums_in_blocks: multiply with `project_blockwise`; for weights that are whole on every device.
+      return_keys: return every slot's keys and values too, which is how the root is made.
     """
+    linear = project_blockwise if sums_in_blocks else project
     slots = jnp.arange(bins.tokens.shape[1])
     causal = slots[None, :, None] >= slots[None, None, :]
     visible = causal & (slots[None, :, None] < bins.ends[:, None, :])
@@ -115,13 +128,14 @@ def forward(model: Llama, config: LlamaConfig, bins: Bins, root: Root, return_ke
         weights, root_key, root_value = layer
         dtype = weights.key[...].dtype
         normed = rms_norm(x, weights.attention_norm[...], config.norm_epsilon)
-        query = rotate(project("BTD,DKGH->BTKGH", normed, weights.query[...]), cosine, sine)
-        key = rotate(project("BTD,DKH->BTKH", normed, weights.key[...]), cosine, sine).astype(dtype)
-        value = project("BTD,DKH->BTKH", normed, weights.value[...]).astype(dtype)
+        query = rotate(linear("BTD,DKGH->BTKGH", normed, weights.query[...]), cosine, sine)
+        key = rotate(linear("BTD,DKH->BTKH", normed, weights.key[...]), cosine, sine).astype(dtype)
+        value = linear("BTD,DKH->BTKH", normed, weights.value[...]).astype(dtype)
         mixed = attend(query, key, value, visible, root_key, root_value, root_visible)
-        x = x + project("BTKGH,KGHD->BTD", mixed, weights.output[...])
+        x = x + linear("BTKGH,KGHD->BTD", mixed, weights.output[...])
         normed = rms_norm(x, weights.mlp_norm[...], config.norm_epsilon)
-        x = x + mlp(normed, weights.gate[...], weights.up[...], weights.down[...])
+        gate, up = (linear("BTD,DF->BTF", normed, weight[...]) for weight in (weights.gate, weights.up))
+        x = x + linear("BTF,FD->BTD", jax.nn.silu(gate) * up, weights.down[...])
         return x, (rows(x), (key, value) if return_keys else None)
 
     x = model.embedding[...][bins.tokens].astype(jnp.float32)

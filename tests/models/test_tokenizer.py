@@ -1,0 +1,66 @@
+"""The tokenizer from a GGUF file: splitting as the model was trained, BOS known, unknown kinds refused."""
+
+import gguf
+import pytest
+
+from jaxprobe.errors import InputError
+from jaxprobe.models.source import find_model
+from jaxprobe.models.tokenizer import load_tokenizer
+from tests.models.test_weights import write_gguf
+from tests.tiny_llama import save_llama, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_tokenizer(find_model("demo"))
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        # Single digits and GPT-2's words: SmolLM2's published tokenizer.json.
+        ("Where is Paris", ["Where", "Ġis", "ĠParis"]),
+        ("in 1984", ["in", "Ġ", "1", "9", "8", "4"]),
+        ("90210", ["9", "0", "2", "1", "0"]),
+        ("it's", ["it", "'s"]),
+    ],
+)
+def test_demo_tokens(demo, text, tokens):
+    assert demo.tokenize(text) == tokens
+
+
+def test_demo_names_its_bos_and_gives_offsets(demo):
+    assert (demo.bos_token, demo.bos_token_id) == ("<|im_start|>", 1)
+    text = "Zürich and 서울"
+    encoded = demo(text, return_offsets_mapping=True, add_special_tokens=False)
+    assert encoded.offset_mapping[0][0] == 0 and encoded.offset_mapping[-1][1] == len(text)
+    assert demo.decode(encoded.input_ids) == text
+
+
+def test_an_unverified_kind_is_refused_by_name(tmp_path):
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("unheard-of")
+    writer.add_token_list(["a", "b"])
+    writer.add_token_merges([])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match="tokenizer.ggml.pre='unheard-of'.*--tokenizer"):
+        load_tokenizer(find_model(str(path)))
+
+
+def test_another_tokenizer_can_be_named(tmp_path):
+    truth = save_llama(tmp_path)
+    write_gguf(tmp_path / "tiny.gguf", truth)
+    save_tokenizer(tmp_path, ["Where is Paris"])
+    tokenizer = load_tokenizer(find_model(str(tmp_path / "tiny.gguf")), str(tmp_path))
+    assert tokenizer.bos_token == "<s>"
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    save_llama(tmp_path)
+    with pytest.raises(InputError, match="No tokenizer could be read"):
+        load_tokenizer(find_model(str(tmp_path)))
