@@ -139,7 +139,7 @@ def open_activations(path: str | PathLike) -> "Activations":
     Raises:
       InputError: no store, an unfinished or a newer one; DamagedError: a damaged one.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     manifest = read_manifest(path)
     missing = [shard for shard in range(manifest.shards) if not is_complete(path, shard)]
     if missing:

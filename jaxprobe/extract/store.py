@@ -128,7 +128,7 @@ class ActivationStore:
                 f"States can't be stored as {dtype} (activations beyond 65,504 overflow float16). Use one of "
                 f"{', '.join(DTYPES)}."
             )
-        path = Path(path)
+        path = Path(path).absolute()  # which Orbax asks for
         wanted = _manifest(settings, rows, states, width, dtype)
         finished = _check_folder(path, wanted, repair)
         lock = _take_lock(path, needed=repair or not finished)
