@@ -103,21 +103,24 @@ def _print_scores(directory) -> None:
     """Test scores by layer, the headline layer marked."""
     scores = directory.read_scores()
     headline = directory.read_config()["result"]["headline_layer"]
-    test = scores[scores["split"] == "test"]
-    metrics = {"r2": ("mean", "R2"), "spearman": ("mean", "Spearman"), "error_km_median": ("place", "median km")}
-    if "error_km_median" not in set(test["metric"]):
-        del metrics["error_km_median"]
-        metrics["mae"] = ("mean", "MAE")
-    table = Table("layer", *(title for _, title in metrics.values()), "alpha", title="Test scores [95 % interval]")
+    test = scores[(scores["split"] == "test") & scores["target"].isin(["mean", "place"])]
+    error = "error_km_median" if "error_km_median" in set(test["metric"]) else "mae"
+    by = test.set_index(["layer", "metric"])
+    title = f"{test['model'].iloc[0]}, {test['dataset'].iloc[0]}, prompt {test['prompt'].iloc[0]}: test scores"
+    table = Table(
+        *("layer", "R2", "95 % interval", "Spearman", {"mae": "mean error"}.get(error, "median km"), "alpha"),
+        title=escape(title),
+        caption="embed: what the last token alone tells. *: chosen by leave-one-out on the training rows.",
+    )
     for layer in dict.fromkeys(test["layer"]):
-        cells = []
-        for metric, (target, _) in metrics.items():
-            row = test[(test["layer"] == layer) & (test["metric"] == metric) & (test["target"] == target)].iloc[0]
-            digits = 3 if metric in ("r2", "spearman") else 1
-            cells.append(
-                f"{row['value']:,.{digits}f} " + escape(f"[{row['ci_low']:,.{digits}f}, {row['ci_high']:,.{digits}f}]")
-            )
-        mark = {"embed": " (last token alone)", headline: " (chosen by training leave-one-out)"}.get(layer, "")
-        style = "bold" if layer == headline else None
-        table.add_row(layer + mark, *cells, f"{row['alpha']:.3g}", style=style)
+        r2 = by.loc[(layer, "r2")]
+        table.add_row(
+            layer + (" *" if layer == headline else ""),
+            f"{r2['value']:.3f}",
+            f"{r2['ci_low']:.3f} to {r2['ci_high']:.3f}",
+            f"{by.loc[(layer, 'spearman'), 'value']:.3f}",
+            f"{by.loc[(layer, error), 'value']:,.1f}" if (layer, error) in by.index else "",
+            f"{r2['alpha']:.3g}",
+            style="bold" if layer == headline else None,
+        )
     Console(highlight=False).print(table)

@@ -49,7 +49,10 @@ class ConsoleProgress(NoProgress):
             rich.progress.TimeRemainingColumn(),
         )
         started = time.perf_counter()
-        bar = rich.progress.Progress(*columns, console=self.console, transient=True)
+        # Off a terminal the bar would leave an empty line.
+        bar = rich.progress.Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
         with super().task(name, total, unit), bar:
             shown = bar.add_task(name, total=total, rate="")
 
@@ -60,4 +63,5 @@ class ConsoleProgress(NoProgress):
 
             yield advance
         took = self.seconds[name]
-        self.console.print(f"{name}: {total:,} {unit} in {took:.1f} s ({total / max(took, 1e-9):,.0f} {unit}/s)")
+        rate = f" ({total / max(took, 1e-9):,.0f} {unit}/s)" if total > 1 else ""
+        self.console.print(f"{name}: {total:,} {unit} in {took:.1f} s{rate}")

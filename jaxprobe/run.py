@@ -161,7 +161,7 @@ def _activations(prepared: Prepared, say: Say, progress: Progress):
             total = len(prepared.extraction.plan.shards)
             if len(store.missing) < total:
                 say(f"Going on: {total - len(store.missing)} of {total} shards are stored already in {path}.")
-            with progress.task("load", 1, "models") as advance:
+            with progress.task("load", 1, "model") as advance:
                 model = read_weights(prepared.files, prepared.mesh, prepared.dtype)
                 advance(1)
             fill_store(store, model, prepared.extraction, progress)
