@@ -9,7 +9,7 @@ _PUBLIC = {
     "InputError": "jaxprobe.errors",
     "RidgeFit": "jaxprobe.probes.ridge",
     "RunConfig": "jaxprobe.config",
-    "extract": "jaxprobe.extract.collect",
+    "extract_states": "jaxprobe.extract.collect",
     "fit_probes": "jaxprobe.experiments.layers",
     "fit_ridge": "jaxprobe.probes.ridge",
     "list_datasets": "jaxprobe.data.catalog",

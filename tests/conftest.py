@@ -1,4 +1,4 @@
-"""Every test runs with eight CPU devices, strict dtypes and no silent rank promotion; shapes are checked at trace time."""
+"""Every test runs with eight CPU devices, strict dtypes and no silent rank promotion; shapes are checked."""
 
 import os
 

@@ -98,7 +98,7 @@ def fill_store(
         store.wait()
 
 
-def extract(
+def extract_states(
     model: LanguageModel,
     table: EntityTable,
     prompt: Prompt | str = "empty",

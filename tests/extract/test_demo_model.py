@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from jaxprobe.data.entities import EntityTable
-from jaxprobe.extract.collect import extract
+from jaxprobe.extract.collect import extract_states
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model
 from jaxprobe.models.source import find_model
@@ -41,15 +41,15 @@ def table_of(names):
 
 @pytest.mark.parametrize("prompt", ["empty", "coords"])
 def test_states_of_64_cities_equal_hugging_face(model, truth, names, prompt):
-    found = extract(model, table_of(names), prompt, final_norm=True)
+    found = extract_states(model, table_of(names), prompt, final_norm=True)
     template = {"empty": "{}", "coords": "What are the lat/lon coordinates of {}"}[prompt]
     sequences = [[1, *model.files.tokenizer(template.format(name)).input_ids] for name in names]
     assert_same(found, theirs(truth, sequences))
 
 
 def test_a_part_of_the_layers_is_the_same_part_of_the_states(model, names):
-    whole = extract(model, table_of(names[:8]))
-    part = extract(load_model("demo", last_layer=4, mesh=model.mesh), table_of(names[:8]), layers=[1, 4])
+    whole = extract_states(model, table_of(names[:8]))
+    part = extract_states(load_model("demo", last_layer=4, mesh=model.mesh), table_of(names[:8]), layers=[1, 4])
     assert list(part) == ["embed", "1", "4"]
     for state in part:
         np.testing.assert_allclose(part[state], whole[state], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,5 @@
+"""``python -m jaxprobe`` is the command line."""
+
+from jaxprobe.cli import main
+
+main()

@@ -1,0 +1,172 @@
+"""Whole runs on a tiny model: the files, going on, doing nothing twice, and refusing bad input with nothing written."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+import jaxprobe
+from jaxprobe.config import RunConfig, read_config
+from jaxprobe.errors import InputError
+from jaxprobe.run import run
+from tests.tiny_llama import save_llama, save_tokenizer
+
+NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = save_tokenizer(folder, NAMES)
+    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)  # divides over devices
+    return str(folder)
+
+
+@pytest.fixture
+def places(tmp_path):
+    rng = np.random.default_rng(0)
+    count = 60
+    frame = pd.DataFrame(
+        {
+            "name": [f"{NAMES[i % 10]} {i // 10}" for i in range(count)],
+            "latitude": rng.uniform(-60, 70, count),
+            "longitude": rng.uniform(-180, 180, count),
+            "founded": [f"{1900 + i}-07-01" for i in range(count)],
+            "is_test": [i % 4 == 0 for i in range(count)],
+            "continent": [NAMES[i % 3] for i in range(count)],
+        }
+    )
+    path = tmp_path / "places.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def settings(model, places, tmp_path, **other):
+    return RunConfig(model=model, dataset=str(places), out=tmp_path / "run", mesh="data=1", **other)
+
+
+def test_a_run_writes_its_files_and_its_scores_follow_from_its_states(model, places, tmp_path):
+    lines = []
+    directory = run(
+        settings(model, places, tmp_path, target=("latitude", "longitude"), group=("continent",)), lines.append
+    )
+    names = {path.name for path in directory.path.iterdir()}
+    assert names >= {"config.json", "activations", "probes.safetensors", "scores.csv", "report.html", "figures"}
+    states = jaxprobe.open_activations(directory.activations_path)
+    assert tuple(states) == ("embed", "0", "1", "2")
+    # A refit by scikit-learn at the alpha that was chosen, from the stored states.
+    scores, entities = directory.read_scores(), directory.read_entities()
+    test = (entities["split"] == "test").to_numpy()
+    targets = entities[["true_latitude", "true_longitude"]].to_numpy()
+    for state in states:
+        row = scores.query(f"layer == '{state}' and split == 'test' and metric == 'r2' and target == 'mean'").iloc[0]
+        probe = Ridge(row["alpha"]).fit(states[state][~test].astype(np.float64), targets[~test])
+        assert row["value"] == pytest.approx(r2_score(targets[test], probe.predict(states[state][test])), abs=1e-4)
+    assert any("60 entities" in line for line in lines)
+    config = directory.read_config()
+    assert config["result"]["headline_layer"] in states and config["result"]["peak_memory_bytes"] > 0
+
+
+def test_a_finished_run_does_nothing_and_says_so(model, places, tmp_path):
+    config = settings(model, places, tmp_path)
+    config = RunConfig(**{**vars(config), "target": ("latitude", "longitude")})
+    directory = run(config)
+    before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("*") if path.is_file()}
+    lines = []
+    run(config, lines.append)
+    assert any("finished: nothing to do" in line for line in lines)
+    assert before == {path: path.stat().st_mtime_ns for path in directory.path.rglob("*") if path.is_file()}
+
+
+def test_a_run_without_results_goes_on_from_its_states(model, places, tmp_path):
+    config = settings(model, places, tmp_path, target=("founded",))
+    directory = run(config)
+    scores = directory.read_scores()
+    directory.scores_path.unlink()
+    lines = []
+    run(config, lines.append)
+    assert any("All states are stored already" in line for line in lines)
+    pd.testing.assert_frame_equal(directory.read_scores(), scores)
+
+
+def test_another_run_in_the_same_folder_is_refused(model, places, tmp_path):
+    run(settings(model, places, tmp_path, target=("founded",)))
+    with pytest.raises(InputError, match='prompt: "empty" there, "Where is {}" wanted'):
+        run(settings(model, places, tmp_path, target=("founded",), prompt="Where is {}"))
+
+
+def test_config_json_gives_the_settings_back(model, places, tmp_path):
+    config = settings(model, places, tmp_path, target=("founded",), layers=(0, 1))
+    directory = run(config)
+    assert read_config(directory.config_path) == config
+    assert tuple(jaxprobe.open_activations(directory.activations_path)) == ("embed", "0", "1")
+    (tmp_path / "bad.json").write_text(json.dumps({"settings": {"model": "x", "unheard": 1}}))
+    with pytest.raises(InputError, match="not known .unheard. or lacks some .dataset, out"):
+        read_config(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("mesh", ["data=2,model=2", "data=8"])
+def test_devices_change_no_score(model, places, tmp_path, mesh):
+    one = run(settings(model, places, tmp_path, target=("latitude", "longitude"))).read_scores()
+    config = RunConfig(model, str(places), tmp_path / "many", mesh=mesh, target=("latitude", "longitude"))
+    many = run(config).read_scores()
+    pd.testing.assert_frame_equal(one, many, rtol=1e-2, atol=1e-3)
+
+
+def test_ten_lines_of_python(model, places):
+    table = jaxprobe.load_table(str(places), target=["latitude", "longitude"])
+    language_model = jaxprobe.load_model(model)
+    activations = jaxprobe.extract_states(language_model, table, "Where is {}")
+    probes = jaxprobe.fit_probes(activations, table)
+    assert activations["2"].shape == (60, 64)
+    assert probes.headline in activations and len(probes.scores)
+
+
+def without_bos(model, tmp_path):
+    folder = tmp_path / "no-bos"
+    folder.mkdir()
+    for path in jaxprobe.models.source.Path(model).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("bos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+BAD = {
+    "missing column": ({"target": ("altitude",)}, "altitude"),
+    "no such prompt": ({"target": ("founded",), "prompt": "where"}, "is not the name of a prompt"),
+    "layer": ({"target": ("founded",), "layers": (7,)}, "Layer 7 does not exist"),
+    "mesh": ({"target": ("founded",), "mesh": "data=9"}, "needs 9 devices"),
+    "dtype": ({"target": ("founded",), "dtype": "float16"}, "float16 overflows"),
+    "text target": ({"target": ("continent",)}, "continent"),
+    "data set": ({"dataset": "world_places"}, "Did you mean world_place"),
+    "model": ({"model": "./nowhere"}, "No model at"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_write_nothing(model, places, tmp_path, case):
+    change, message = BAD[case]
+    config = RunConfig(**{**vars(settings(model, places, tmp_path)), **change})
+    with pytest.raises(InputError, match=message):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_longer_than_the_context_writes_nothing(model, places, tmp_path):
+    frame = pd.read_csv(places)
+    frame.loc[3, "name"] = "Paris " * 400
+    frame.to_csv(places, index=False)
+    with pytest.raises(InputError, match="longer, with their prompt, than the context of 256 tokens: 1 .*row 3"):
+        run(settings(model, places, tmp_path, target=("founded",)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_bos_writes_nothing(model, places, tmp_path):
+    with pytest.raises(InputError, match="no BOS token"):
+        run(settings(without_bos(model, tmp_path), places, tmp_path, target=("founded",)))
+    assert not (tmp_path / "run").exists()
