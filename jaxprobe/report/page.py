@@ -1,68 +1,80 @@
 """report.html: one self-contained page that opens from disk and asks no network for anything."""
 
-from base64 import b64encode
+import json
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 
+from plotly.offline import get_plotlyjs
+
+from jaxprobe.errors import InputError
 from jaxprobe.files import replacing
 from jaxprobe.report import sections
 from jaxprobe.report.figures import write_figures
+from jaxprobe.report.payload import encode_runs
 from jaxprobe.report.results import RunResults, load_results
-from jaxprobe.report.words import prompt_in_words
 from jaxprobe.rundir import RunDirectory
 
+ASSETS = Path(__file__).with_name("assets")
 
-def write_report(run: RunDirectory) -> Path:
-    """Write the figures and report.html of a run from its files; returns the page's path.
 
+def write_report(run: RunDirectory, *others: RunDirectory, path: Path | None = None) -> Path:
+    """Write a page for one run, or for several side by side; returns its path.
+
+    Each run's figures folder is written anew. The page is below 15 MB for 40,000 entities at 32 layers (5 MB of it is
+    Plotly); where runs are larger, a random sample of the test rows is drawn, and the page says so.
+
+    Args:
+      run: the run that is shown first.
+      others: further runs; the page has a choice of run, and one plot of R2 by layer for all.
+      path: where the page goes; by default report.html of the first run.
     Raises:
-      InputError: the run's files are missing, malformed, or don't belong together.
+      InputError: a run's files are missing, malformed, or don't belong together.
     """
-    results = load_results(run)
-    write_figures(results)
-    with replacing(run.report_path) as temporary:
-        temporary.write_text(_page(results), encoding="utf-8")
-    return run.report_path
+    runs, problems = [], []
+    for directory in (run, *others):
+        try:
+            runs.append(load_results(directory))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    for results in runs:
+        write_figures(results)
+    path = path or run.report_path
+    with replacing(path) as temporary:
+        temporary.write_text(_page(runs), encoding="utf-8")
+    return path
 
 
-def _page(results: RunResults) -> str:
-    title = f"{results.model} · {results.dataset}"
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    pictures = ["map" if results.is_place else "predicted_against_true", "r2_by_layer"]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<p class="quiet">{escape(prompt_in_words(results.prompt))}</p>
-<h1>{escape(title)}</h1>
-{sections.headline(results)}
-{"".join(_picture(results, stem) for stem in pictures)}
-<h2>Scores on the test rows, by layer</h2>
-{sections.score_table(results)}
-{sections.notes(results)}
-<h2>How it was made</h2>
-{sections.colophon(results)}
-<p class="quiet">{escape(results.attribution)}</p>
-</main>
-</body>
-</html>
-"""
-
-
-def _picture(results: RunResults, stem: str) -> str:
-    data = b64encode((results.run.figures_path / f"{stem}.png").read_bytes()).decode("ascii")
-    words = {
-        "map": "Predicted places of the test rows, beside the true places and those read from the embedding alone.",
-        "predicted_against_true": "Predicted against true values of the test rows.",
-        "r2_by_layer": "Test R² at every layer with its 95 % interval; the embed state is the baseline.",
-    }
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(words[stem])}">'
-        f"<figcaption>{escape(words[stem])} Also figures/{stem}.png and .svg.</figcaption></figure>"
+def _page(runs: Sequence[RunResults]) -> str:
+    # A "<" in a JSON string may as well be written as its escape; then no name can close the script element.
+    data = json.dumps(encode_runs(runs), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    first = runs[0]
+    return Template(_asset("page.html")).substitute(
+        title=escape(_title(runs)),
+        style=_asset("page.css"),
+        opening=sections.opening(runs, _title(runs)),
+        main_title="Where the names fall" if first.is_place else "True and predicted",
+        scores=_for_each(runs, sections.score_table),
+        notes=_for_each(runs, sections.notes),
+        colophon=_for_each(runs, sections.colophon),
+        attribution=escape(" · ".join(dict.fromkeys(results.attribution for results in runs if results.attribution))),
+        data=data.replace("<", "\\u003c"),
+        plotly=get_plotlyjs(),
+        script="\n".join(path.read_text(encoding="utf-8") for path in sorted(ASSETS.glob("*.js"))),
     )
+
+
+def _title(runs: Sequence[RunResults]) -> str:
+    return f"{runs[0].model} · {runs[0].dataset}" if len(runs) == 1 else f"{len(runs)} runs compared"
+
+
+def _for_each(runs: Sequence[RunResults], section: Callable[[RunResults], str]) -> str:
+    """A section of every run; the page's script shows that of the chosen one."""
+    return "".join(f'<div data-run="{index}">{section(results)}</div>' for index, results in enumerate(runs))
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

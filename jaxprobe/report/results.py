@@ -65,6 +65,11 @@ class RunResults:
         return str(self.result.get("model") or self.scores["model"].iloc[0])
 
     @property
+    def model_description(self) -> str:
+        """What else should be known of the model, e.g. that it is a quantised variant; "" where nothing is."""
+        return str(self.result.get("model_description", ""))
+
+    @property
     def dataset(self) -> str:
         """The entity table's name."""
         return str(self.scores["dataset"].iloc[0])

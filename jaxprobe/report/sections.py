@@ -1,26 +1,72 @@
 """The parts of a report that are plain HTML: headline, score table, settings. Every text from data is escaped."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import count, layer_title, with_interval, with_unit
+from jaxprobe.report.words import count, layer_title, prompt_in_words, with_interval, with_unit
+
+
+def opening(runs: Sequence[RunResults], title: str) -> str:
+    """Title and result: a paragraph for one run; for several a table of all, and the choice of the one to look at."""
+    if len(runs) == 1:
+        (results,) = runs
+        about = " · ".join(part for part in (results.model_description, prompt_in_words(results.prompt)) if part)
+        return f'<p class="quiet">{escape(about)}</p><h1>{escape(title)}</h1>{headline(results)}'
+    options = "".join(f'<option value="{i}">{escape(_run_name(results))}</option>' for i, results in enumerate(runs))
+    paragraphs = "".join(f'<div data-run="{i}">{headline(results)}</div>' for i, results in enumerate(runs))
+    return (
+        f"<h1>{escape(title)}</h1>{comparison(runs)}"
+        f'<div class="controls sticky"><label class="wide">Run <select id="run">{options}</select></label></div>'
+        f"{paragraphs}"
+    )
+
+
+def comparison(runs: Sequence[RunResults]) -> str:
+    """One row a run: what was read, the chosen layer, its test R2, the embed state's, and the typical error."""
+    rows = []
+    for results in runs:
+        layer = results.headline_layer
+        score, embed = results.score(layer, "r2"), results.score("embed", "r2")
+        cells = [results.model, results.dataset, prompt_in_words(results.prompt), layer_title(layer)]
+        numbers = [with_interval(score), with_interval(embed) if embed else "–", _short_error(results)]
+        texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f"<tr>{texts}{''.join(f'<td>{escape(cell)}</td>' for cell in numbers)}</tr>")
+    heads = ("model", "table", "prompt", "layer", "test R²", "embed R²", "typical error")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Runs"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _run_name(results: RunResults) -> str:
+    return f"{results.model} · {results.dataset} · {prompt_in_words(results.prompt)}"
+
+
+def _short_error(results: RunResults) -> str:
+    error = results.score(results.headline_layer, "error_km_median", "place")
+    if error is not None:
+        return f"median {error.value:,.0f} km"
+    errors = [
+        (results.unit(target), results.score(results.headline_layer, "mae", target)) for target in results.targets
+    ]
+    return "mean " + " and ".join(with_unit(error.value, unit) for unit, error in errors if error)
 
 
 def headline(results: RunResults) -> str:
     """The result in words, with what it was chosen by and what it stands beside."""
     score, embed = results.score(results.headline_layer, "r2"), results.score("embed", "r2")
     splits = results.entities["split"].value_counts()
-    what = (
-        "where they lie" if results.is_place else " and ".join(target.replace("_", " ") for target in results.targets)
-    )
+    names = count(int(splits.get("test", 0)), "place" if results.is_place else "name")
+    targets = " and ".join(results.targets).replace("_", " ")
+    what = f"where {names} it never saw lie" if results.is_place else f"the {targets} of {names} it never saw"
     sentences = [
         f"From the hidden states of <strong>{escape(layer_title(results.headline_layer))}</strong>, a linear probe "
-        f"predicts {escape(what)} for {count(int(splits.get('test', 0)), 'name')} it never saw: "
-        f"test <strong>{with_interval(score)}</strong>."
+        f"reads off {escape(what)}: test <strong>{with_interval(score)}</strong>."
     ]
     if embed is not None and results.headline_layer != "embed":
         sentences.append(f"The token embedding alone, the baseline, reaches {with_interval(embed)}.")

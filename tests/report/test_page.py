@@ -65,7 +65,7 @@ def test_score_table_holds_every_layer_s_scores(place_run):
 
 def test_page_for_dates_speaks_of_the_target(time_run):
     page = read(time_run)
-    assert "predicts release date for 80 names it never saw" in page.text
+    assert "reads off the release date of 80 names it never saw" in page.text
     assert "mean absolute error" in page.text
 
 

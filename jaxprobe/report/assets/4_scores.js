@@ -1,0 +1,202 @@
+// R² by layer, for all runs; and the error by group at the chosen layer.
+
+/** The longest run's number of blocks; where final_norm stands on the axis. */
+const depth = Math.max(...data.runs.map((of) => of.layers.filter((layer) => /^\d+$/.test(layer)).length));
+const position = (layer) => (layer === "embed" ? -1 : layer === "final_norm" ? depth : Number(layer));
+const BASELINE = "#D55E00";
+
+/** A run's R² (mean or of one target) at the given layers: [value, ci_low, ci_high] each. */
+const scoresAt = (of, target, layers) => layers.map((layer) => of.scores[target + " r2"][of.layers.indexOf(layer)]);
+
+/** A trace of scores at some layers; hover gives value and interval, and a click the layer. */
+function scoreTrace(of, target, layers, look) {
+  const name = data.runs.length > 1 ? escapeForPlotly(of.name, false) + "<br>" : "";
+  const which = target === "mean" ? "" : escapeForPlotly(spaced(target), false) + ", ";
+  return {
+    type: "scatter",
+    x: layers.map(position),
+    y: scoresAt(of, target, layers).map((score) => score[0]),
+    customdata: layers.map((layer) => [data.runs.indexOf(of), layer]),
+    text: layers.map((layer) => `${name}${which}${layerTitle(layer)}<br>R² ${scoreText(of, target + " r2", layer, 3)}`),
+    hovertemplate: "%{text}<extra></extra>",
+    ...look,
+  };
+}
+
+function bandTrace(of, layers, colour) {
+  const known = layers.filter((layer) => scoresAt(of, "mean", [layer])[0][1] !== null);
+  const scores = scoresAt(of, "mean", known);
+  const there = known.map(position);
+  return {
+    type: "scatter",
+    mode: "lines",
+    x: [...there, ...there.slice().reverse()],
+    y: [...scores.map((score) => score[1]), ...scores.map((score) => score[2]).reverse()],
+    fill: "toself",
+    fillcolor: colour + "2E",
+    line: { width: 0 },
+    hoverinfo: "skip",
+  };
+}
+
+function embedTrace(of, colour) {
+  const [value, low, high] = scoresAt(of, "mean", ["embed"])[0];
+  const bars = { array: [high - value], arrayminus: [value - low], color: colour, thickness: 1.5 };
+  const marker = { symbol: "diamond", size: 10, color: colour };
+  return scoreTrace(of, "mean", ["embed"], { mode: "markers", marker, ...(low === null ? {} : { error_y: bars }) });
+}
+
+function runTraces(of, colour, look) {
+  const blocks = of.layers.filter((layer) => layer !== "embed");
+  const alone = data.runs.length === 1;
+  const traces = [bandTrace(of, blocks, colour)];
+  if (alone && of.targets.length > 1) {
+    const thin = { mode: "lines", line: { color: look.quiet, width: 1 } };
+    traces.push(...of.targets.map((target) => scoreTrace(of, target, blocks, thin)));
+  }
+  const line = { mode: "lines+markers", line: { color: colour, width: 2.5 }, marker: { size: 5, color: colour } };
+  traces.push(scoreTrace(of, "mean", blocks, line));
+  if (of.layers.includes("embed")) traces.push(embedTrace(of, alone ? BASELINE : colour));
+  const dot = { mode: "markers", marker: { size: 11, color: colour, line: { color: look.paper, width: 2 } } };
+  traces.push(scoreTrace(of, "mean", [of.headline], dot));
+  return traces;
+}
+
+/** Names at the right end of a single run's lines, at least a line's height apart. */
+function lineNames(of, look) {
+  if (data.runs.length > 1 || of.targets.length < 2) return [];
+  const last = of.layers[of.layers.length - 1];
+  const [bottom, top] = scoreRange();
+  const ends = ["mean", ...of.targets].map((target) => ({ target, y: scoresAt(of, target, [last])[0][0] }));
+  ends.sort((a, b) => a.y - b.y);
+  ends.forEach((end, i) => {
+    if (i) end.y = Math.max(end.y, ends[i - 1].y + 0.05 * (top - bottom));
+  });
+  return ends.map(({ target, y }) => ({
+    x: position(last),
+    y,
+    text: escapeForPlotly(spaced(target), false),
+    xanchor: "left",
+    xshift: 6,
+    showarrow: false,
+    font: { size: 11, color: target === "mean" ? RUN_COLOURS[0] : look.quiet },
+  }));
+}
+
+function layerAxis(look) {
+  const step = Math.max(1, Math.round(depth / (byId("score-plot").clientWidth < 500 ? 6 : 14)));
+  const blocks = Array.from({ length: depth }, (_, i) => i).filter((i) => i % step === 0 && (i > 0 || step === 1));
+  const normed = data.runs.some((of) => of.layers.includes("final_norm"));
+  return axis(look, {
+    showgrid: false,
+    tickvals: [-1, ...blocks, ...(normed ? [depth] : [])],
+    ticktext: ["embed", ...blocks.map(String), ...(normed ? ["norm"] : [])],
+    range: [-1.8, depth - 0.2 + normed],
+    title: { text: "residual stream after block", font: { color: look.quiet } },
+  });
+}
+
+/** From zero (or below, down to -1: worse would press the rest together) to a little over the best. */
+function scoreRange() {
+  const lists = data.runs.flatMap((of) => {
+    const targets = data.runs.length === 1 ? ["mean", ...of.targets] : ["mean"];
+    return targets.flatMap((target) => scoresAt(of, target, of.layers).flat());
+  });
+  const known = lists.filter((value) => value !== null);
+  const low = Math.max(-1, Math.min(0, ...known));
+  const high = Math.max(...known);
+  return [low - (low < 0 ? 0.03 : 0), high + 0.06 * (high - low)];
+}
+
+function drawScores() {
+  const look = theme();
+  const line = { type: "line", layer: "below" };
+  const at = position(state.layer);
+  const layout = baseLayout(look);
+  layout.xaxis = layerAxis(look);
+  layout.yaxis = axis(look, { title: { text: "test R²", font: { color: look.quiet } }, range: scoreRange() });
+  layout.annotations = lineNames(data.runs[0], look);
+  layout.margin = { l: 56, r: layout.annotations.length ? 76 : 12, t: 12, b: 46 };
+  layout.height = 360;
+  layout.shapes = [{ ...line, x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: look.quiet, width: 1 } }];
+  if (data.runs.length === 1 && run().layers.includes("embed")) {
+    const y = scoresAt(run(), "mean", ["embed"])[0][0];
+    const dashed = { color: BASELINE, width: 1, dash: "dash" };
+    layout.shapes.push({ ...line, xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: dashed });
+  }
+  const traces = data.runs.flatMap((of, i) => runTraces(of, RUN_COLOURS[i % RUN_COLOURS.length], look));
+  return Plotly.react("score-plot", traces, layout, PLOT_CONFIG);
+}
+
+function quantile(sorted, share) {
+  const at = share * (sorted.length - 1);
+  const low = Math.floor(at);
+  return sorted[low] + (at - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
+}
+
+/** Median and quartiles of the chosen layer's error for the 25 most frequent groups, least error first. */
+function errorsByGroup(of, group) {
+  const code = codes(of, group);
+  const found = new Map();
+  isTest(of).forEach((flag, row) => {
+    const error = flag ? headlineError(of, row) : NaN;
+    if (!Number.isFinite(error)) return;
+    if (!found.has(code[row])) found.set(code[row], []);
+    found.get(code[row]).push(error);
+  });
+  const bars = Array.from(found, ([key, list]) => {
+    const sorted = Float64Array.from(list).sort();
+    const [low, median, high] = [0.25, 0.5, 0.75].map((share) => quantile(sorted, share));
+    return { label: table(of).groups[group].labels[key], count: list.length, low, median, high };
+  });
+  const frequent = bars.sort((a, b) => b.count - a.count).slice(0, 25);
+  return frequent.sort((a, b) => a.median - b.median);
+}
+
+function groupText(of, bar) {
+  const half = `${number(bar.low, errorDigits(of))} to ${errorText(of, bar.high)}`;
+  const median = errorText(of, bar.median);
+  return `${hoverName(bar.label)}<br>${number(bar.count, 0)} test rows<br>median error ${median}<br>middle half ${half}`;
+}
+
+function drawGroups() {
+  const of = run();
+  byId("group-section").hidden = state.group === "";
+  if (state.group === "") return Promise.resolve();
+  const look = theme();
+  const bars = errorsByGroup(of, state.group);
+  const layout = baseLayout(look);
+  const title = {
+    text: `median error${unitOf(of) && ", " + unitOf(of)}; line: the middle half`,
+    font: { color: look.quiet },
+  };
+  layout.margin = { l: 8, r: 16, t: 8, b: 46 };
+  layout.height = 70 + 22 * bars.length;
+  layout.dragmode = false;
+  layout.xaxis = axis(look, { title, rangemode: "tozero" });
+  layout.yaxis = axis(look, {
+    automargin: true,
+    tickvals: bars.map((_, i) => i),
+    ticktext: bars.map((bar) => escapeForPlotly(shortened(bar.label || "(empty)", 24)) + " "),
+    showgrid: false,
+    tickfont: { color: look.ink },
+  });
+  const trace = {
+    type: "bar",
+    orientation: "h",
+    x: bars.map((bar) => bar.median),
+    y: bars.map((_, i) => i),
+    marker: { color: look.accent, opacity: 0.75 },
+    error_x: {
+      array: bars.map((bar) => bar.high - bar.median),
+      arrayminus: bars.map((bar) => bar.median - bar.low),
+      color: look.quiet,
+      thickness: 1.2,
+      width: 3,
+    },
+    text: bars.map((bar) => groupText(of, bar)),
+    textposition: "none",
+    hovertemplate: "%{text}<extra></extra>",
+  };
+  return Plotly.react("group-plot", [trace], layout, PLOT_CONFIG);
+}
