@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import pandas as pd
 from jax.sharding import Mesh
 
 from jaxprobe.config import RunConfig, fingerprint, to_json, versions
@@ -14,6 +15,7 @@ from jaxprobe.data.catalog import load_table
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.tokens import show_tokens, token_notes
 from jaxprobe.errors import InputError
+from jaxprobe.experiments import controls
 from jaxprobe.experiments.layers import LayerProbes, entity_frame, fit_probes, prediction_frame
 from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import Extraction, extraction_settings, fill_store, open_store, plan_extraction
@@ -61,17 +63,14 @@ def run(config: RunConfig, say: Say = lambda line: None, progress: Progress | No
         say(f"{directory.path} is finished: nothing to do. Report: {directory.report_path}")
         return directory
     activations = _activations(prepared, say, progress)
-    probes = fit_probes(
-        activations,
-        prepared.table,
-        model=prepared.files.source.name,
-        prompt=prepared.extraction.prompt.name,
-        seed=config.seed,
-        progress=progress,
-    )
+    names = {"model": prepared.files.source.name, "prompt": prepared.extraction.prompt.name}
+    probes = fit_probes(activations, prepared.table, seed=config.seed, progress=progress, **names)
+    with progress.task("controls", 1, "layer") as advance:
+        controlled = controls.run(activations, prepared.table, probes.headline, seed=config.seed, **names)
+        advance(1)
     seconds = {name: round(value, 2) for name, value in progress.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
-    write_results(prepared, probes, seconds)
+    write_results(prepared, probes, controlled, seconds)
     say(f"Report: {directory.report_path}")
     return directory
 
@@ -168,7 +167,7 @@ def _activations(prepared: Prepared, say: Say, progress: Progress):
     return open_activations(path)
 
 
-def write_results(prepared: Prepared, probes: LayerProbes, seconds: dict[str, float]) -> None:
+def write_results(prepared: Prepared, probes: LayerProbes, controlled: pd.DataFrame, seconds: dict[str, float]) -> None:
     """Writes every file of the run's folder; config.json gets its result last, which marks the run as finished."""
     directory, table = prepared.directory, prepared.table
     fit = probes.fit
@@ -189,6 +188,7 @@ def write_results(prepared: Prepared, probes: LayerProbes, seconds: dict[str, fl
         },
     )
     directory.write_scores(probes.scores)
+    directory.write_controls(controlled)
     directory.write_entities(entity_frame(table))
     directory.write_predictions(prediction_frame(table, probes))
     result = {

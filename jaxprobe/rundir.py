@@ -5,6 +5,7 @@ A run directory holds
   activations/                the hidden states (an Orbax store; written by jaxprobe.extract)
   probes.safetensors          the fitted probes
   scores.parquet, scores.csv  one row for each model, dataset, prompt, layer, target, split and metric
+  controls.parquet            the headline layer beside its controls: the columns of scores, control and resampled
   entities.parquet            the table as it was read: row, text, split, group_<name>, true_<target>
   predictions.parquet         test rows at every layer: layer, row, predicted_<target>, and error_km for places
   figures/, report.html       what people look at
@@ -30,6 +31,7 @@ from jaxprobe.files import differences, replacing
 
 SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
 SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
+CONTROL_KEYS = (*SCORE_KEYS, "control", "resampled")
 SPLITS = ("train", "test")
 
 
@@ -68,6 +70,11 @@ class RunDirectory:
         return self.path / "scores.csv"
 
     @property
+    def controls_path(self) -> Path:
+        """The headline layer beside its controls."""
+        return self.path / "controls.parquet"
+
+    @property
     def entities_path(self) -> Path:
         """The entity table with its true targets."""
         return self.path / "entities.parquet"
@@ -94,6 +101,7 @@ class RunDirectory:
             self.probes_path,
             self.scores_path,
             self.scores_csv_path,
+            self.controls_path,
             self.entities_path,
             self.predictions_path,
             self.report_path,
@@ -155,7 +163,7 @@ class RunDirectory:
 
         A value without an interval or a penalty has NaN in ci_low, ci_high or alpha.
         """
-        _check_scores(scores)
+        _check_scores("scores", scores, SCORE_KEYS)
         _write_parquet(scores, self.scores_path)
         with replacing(self.scores_csv_path) as temporary:
             scores.to_csv(temporary, index=False)
@@ -163,8 +171,19 @@ class RunDirectory:
     def read_scores(self) -> pd.DataFrame:
         """Read and check scores.parquet."""
         scores = _read_parquet(self.scores_path)
-        _check_scores(scores)
+        _check_scores("scores", scores, SCORE_KEYS)
         return scores
+
+    def write_controls(self, controls: pd.DataFrame) -> None:
+        """Write controls.parquet: the columns of scores with two more strings, ``control`` and ``resampled``."""
+        _check_scores("controls", controls, CONTROL_KEYS)
+        _write_parquet(controls, self.controls_path)
+
+    def read_controls(self) -> pd.DataFrame:
+        """Read and check controls.parquet."""
+        controls = _read_parquet(self.controls_path)
+        _check_scores("controls", controls, CONTROL_KEYS)
+        return controls
 
     def write_entities(self, entities: pd.DataFrame) -> None:
         """Write entities.parquet: row (unique integer), text, split, group_<name> strings, true_<target> floats."""
@@ -222,13 +241,13 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path} is missing, so {path.parent} is not a run, or the run has not got that far.")
 
 
-def _check_scores(scores: pd.DataFrame) -> None:
-    columns = dict.fromkeys(SCORE_KEYS, "string") | dict.fromkeys(SCORE_VALUES, "float")
-    problems = _column_problems("scores", scores, columns)
-    problems += [f"scores: unknown column {name!r}. Remove it." for name in scores.columns if name not in columns]
-    problems = problems or _split_problems("scores", scores)
-    if not problems and (repeated := int(scores.duplicated(list(SCORE_KEYS)).sum())):
-        problems.append(f"scores: {repeated} rows repeat another row's {', '.join(SCORE_KEYS)}. Keep one of each.")
+def _check_scores(table: str, scores: pd.DataFrame, keys: tuple[str, ...]) -> None:
+    columns = dict.fromkeys(keys, "string") | dict.fromkeys(SCORE_VALUES, "float")
+    problems = _column_problems(table, scores, columns)
+    problems += [f"{table}: unknown column {name!r}. Remove it." for name in scores.columns if name not in columns]
+    problems = problems or _split_problems(table, scores)
+    if not problems and (repeated := int(scores.duplicated(list(keys)).sum())):
+        problems.append(f"{table}: {repeated} rows repeat another row's {', '.join(keys)}. Keep one of each.")
     _raise(problems)
 
 

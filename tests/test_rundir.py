@@ -164,6 +164,15 @@ def test_owner_of_another_run_shows_each_difference_side_by_side(run):
         run.check_owner({"fingerprint": "b", "settings": settings})
 
 
+def test_controls_are_scores_with_their_control(run):
+    controls = scores_frame().assign(control="none", resampled="rows")
+    controls = pd.concat([controls, controls.assign(control="ngrams")], ignore_index=True)
+    run.write_controls(controls)
+    pd.testing.assert_frame_equal(run.read_controls(), controls)
+    with pytest.raises(InputError, match="controls: missing column control, resampled"):
+        run.write_controls(scores_frame())
+
+
 def test_owner_a_folder_of_other_files_is_refused(run):
     run.path.mkdir()
     (run.path / "thesis.tex").touch()
@@ -173,6 +182,7 @@ def test_owner_a_folder_of_other_files_is_refused(run):
 
 def test_complete_only_with_a_result_and_every_file(run):
     run.write_scores(scores_frame())
+    run.write_controls(scores_frame().assign(control="none", resampled="rows"))
     run.write_entities(entities_frame())
     run.write_predictions(predictions_frame())
     run.write_probes({"weights": np.zeros(3)}, {})

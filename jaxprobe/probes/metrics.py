@@ -64,6 +64,7 @@ def score(
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    metrics: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
     """Every metric of every layer with its bootstrap interval.
 
@@ -75,13 +76,14 @@ def score(
       replicates: number of resamples; 0 leaves the intervals NaN. Spearman and medians use at most 200 of them.
       level: probability that the interval is meant to cover.
       seed: equal seeds draw equal rows, whatever the predictions.
+      metrics: some of the names below, where not all are wanted.
     Returns:
       "r2", "spearman", "mae": Interval of arrays [L, C + 1], the last column the mean over targets;
       "error_km_median", "error_km_mean" (places only): Interval of arrays [L].
     Raises:
       InputError: shapes that do not fit.
     """
-    return _intervals(y_true, (np.asarray(y_pred, np.float64),), places, groups, replicates, level, seed)
+    return _intervals(y_true, (np.asarray(y_pred, np.float64),), places, groups, replicates, level, seed, metrics)
 
 
 def paired_difference(
@@ -94,22 +96,24 @@ def paired_difference(
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    metrics: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
     """``score`` of y_pred less ``score`` of y_base, both from the same resampled rows, so that what they share cancels.
 
     ``y_base`` is [L, N, C], or [1, N, C] to compare every layer with one; the rest is as in ``score``.
     """
     pair = np.asarray(y_pred, np.float64), np.asarray(y_base, np.float64)
-    return _intervals(y_true, pair, places, groups, replicates, level, seed)
+    return _intervals(y_true, pair, places, groups, replicates, level, seed, metrics)
 
 
-def _intervals(y_true, predictions, places, groups, replicates, level, seed) -> dict[str, Interval]:
+def _intervals(y_true, predictions, places, groups, replicates, level, seed, wanted) -> dict[str, Interval]:
     y_true = np.asarray(y_true, np.float64)
     for y_pred in predictions:
         _check_shapes(y_true, y_pred)
     if places and y_true.shape[1] != 2:
         raise InputError(f"Places have two targets, (latitude, longitude); found {y_true.shape[1]}.")
     names = ["r2", "spearman", "mae"] + places * ["error_km_median", "error_km_mean"]
+    names = names if wanted is None else [name for name in names if name in wanted]
     metrics = {name: [_METRICS[name](y_true, y_pred) for y_pred in predictions] for name in names}
     drawn = {name: [] for name in names}
     for i, counts in enumerate(resample_counts(len(y_true), groups, replicates, seed)):

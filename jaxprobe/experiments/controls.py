@@ -1,0 +1,143 @@
+"""What else would explain the score? Each control is one thing that a bare R2 does not rule out."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.experiments.baselines import centre_groups, exchange_groups, predict_from_ngrams, predict_group_means
+from jaxprobe.experiments.tables import require_states, score_metrics, tidy_scores
+from jaxprobe.probes.metrics import Interval, paired_difference, r2, score
+from jaxprobe.probes.ridge import RidgeFit, fit_ridge, predict_layer
+
+PERMUTATIONS = 19  # the fewest that can give a p-value of 0.05
+
+
+def run(
+    activations: Mapping[str, np.ndarray],
+    table: EntityTable,
+    state: str,
+    *,
+    random_weights: Mapping[str, np.ndarray] | None = None,
+    model: str = "",
+    prompt: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The probe of one state beside its controls, on the test rows.
+
+    Args:
+      activations: state -> [N, D], in the table's row order; ``embed`` is used where it is there.
+      state: the state whose probe is looked at.
+      random_weights: the same states of the same architecture with random weights, where they were extracted.
+
+    Returns:
+      A tidy table (columns of a run's scores) with two more columns. ``control``:
+        none               the probe itself
+        embed              the probe of the token's embedding: what the last token alone tells
+        ngrams             ridge on the name's characters: what the spelling tells, without a model
+        group_mean_GROUP   the mean of the training rows of the same group: what the group alone tells
+        random_weights     the probe of the same state with random weights: what the architecture keeps of the tokens
+        permuted           targets permuted over all rows
+        permuted_GROUP     groups exchange their mean targets, and rows their deviations inside the group
+        within_GROUP       the probe itself, predictions and targets both less their mean over the group's test rows
+      ``resampled``, what the 95 % interval is over: "rows" (a bootstrap over test rows, probe fixed), a group column
+      (the same over whole groups), or "permutations" (the middle 95 % of them).
+      Metrics are r2, error_km_median for places, ``selectivity`` (R2 of the probe less that of the control, paired),
+      and for permuted targets ``p_value`` (share of permutations read as well as the true targets, these counted in).
+
+    Raises:
+      InputError: a state that is not there, or rows that don't match.
+    """
+    wanted = [state] if state == "embed" or "embed" not in activations else [state, "embed"]
+    require_states(activations, table, wanted)
+    if random_weights is not None:
+        require_states(random_weights, table, [state])
+    predictions, alphas = _predict(activations, table, wanted)
+    fixed = {"none": (state, predictions[state], alphas[state])}
+    if "embed" in wanted[1:]:
+        fixed["embed"] = "embed", predictions["embed"], alphas["embed"]
+    if random_weights is not None:
+        predicted, alpha = _predict(random_weights, table, [state])
+        fixed["random_weights"] = state, predicted[state], alpha[state]
+    lexical = predict_from_ngrams(table.texts, table.targets, table.is_test, seed)
+    fixed["ngrams"] = "", lexical.predictions, lexical.alpha
+    for group, labels in _groups(table):
+        fixed[f"group_mean_{group}"] = "", predict_group_means(labels, table.targets, table.is_test), np.nan
+    frames = [
+        *_against(table, fixed, seed),
+        *_by_group(table, state, predictions[state], alphas[state], seed),
+        *permutation_test(activations[state], table, state, seed),
+    ]
+    names = {"model": model, "dataset": table.name, "prompt": prompt}
+    frame = pd.concat(frames, ignore_index=True).assign(**names)
+    return frame[[*names, *(column for column in frame if column not in names)]]
+
+
+def _groups(table: EntityTable) -> Iterator[tuple[str, np.ndarray]]:
+    """The group columns that say something: those with two labels or more among the training and the test rows."""
+    for group, labels in table.groups.items():
+        labels = np.asarray(labels).astype(str)
+        if min(len(np.unique(labels[table.is_test])), len(np.unique(labels[~table.is_test]))) > 1:
+            yield group, labels
+
+
+def _predict(activations, table: EntityTable, states) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Test predictions [N_test, C] and the penalty of each state's own probe."""
+    predictions, alphas = {}, {}
+    for state in states:
+        x = activations[state]
+        fit = fit_ridge(x[None, ~table.is_test], table.targets[~table.is_test], names=[state])
+        predictions[state], alphas[state] = predict_layer(fit, 0, x[table.is_test]), float(fit.alpha[0])
+    return predictions, alphas
+
+
+def _against(table: EntityTable, fixed: Mapping[str, tuple[str, np.ndarray, float]], seed: int) -> Iterator:
+    """Scores of predictions of the true targets, and of the probe less each of them."""
+    truth, real = table.targets[table.is_test], fixed["none"][1][None]
+    for control, (state, predicted, alpha) in fixed.items():
+        options = dict(places=table.is_place, seed=seed)
+        found = score(truth, predicted[None], metrics=score_metrics(table), **options)
+        if control != "none":
+            found["selectivity"] = paired_difference(truth, real, predicted[None], metrics=("r2",), **options)["r2"]
+        yield tidy_scores(table, found, [state], alpha, control=control, resampled="rows")
+
+
+def _by_group(table: EntityTable, state: str, predicted: np.ndarray, alpha: float, seed: int) -> Iterator:
+    """The probe's own score with whole groups resampled, and inside the groups."""
+    truth, predicted = table.targets[table.is_test], predicted[None]
+    for group, labels in _groups(table):
+        labels = labels[table.is_test]
+        inside = centre_groups(truth, labels), centre_groups(predicted, labels)
+        for control, pair in {"none": (truth, predicted), f"within_{group}": inside}.items():
+            # Group means are those of all test rows of the group, which a resample of whole groups leaves as they are.
+            found = score(*pair, groups=labels, seed=seed, metrics=("r2",))
+            yield tidy_scores(table, found, [state], alpha, control=control, resampled=group)
+
+
+def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -> Iterator:
+    """R2 of x [N, D] on targets that mean nothing; all of them are fitted at once, from one factorisation."""
+    rng = np.random.default_rng(seed)
+    makers = {"permuted": lambda: rng.permutation(table.targets)}
+    for group, labels in _groups(table):
+        makers[f"permuted_{group}"] = lambda labels=labels: exchange_groups(table.targets, labels, rng)
+    made = {control: [make() for _ in range(PERMUTATIONS)] for control, make in makers.items()}
+    y = np.concatenate([table.targets, *(targets for each in made.values() for targets in each)], axis=1)
+    # Each column chooses its own penalty, the true targets' as well, so that all of them are treated alike.
+    fit: RidgeFit = fit_ridge(x[None, ~table.is_test], y[~table.is_test], alpha_per_target=True, names=[state])
+    found = r2(y[table.is_test], predict_layer(fit, 0, x[table.is_test])).reshape(-1, len(table.target_names))
+    found = np.concatenate([found, found.mean(1, keepdims=True)], axis=1)
+    real, rest = found[0], found[1:].reshape(len(makers), PERMUTATIONS, -1)
+    for control, values in zip(makers, rest, strict=True):
+        share = (1 + np.sum(values >= real[None], axis=0)) / (1 + PERMUTATIONS)
+        nothing = np.full_like(share, np.nan)
+        intervals = {
+            "r2": _over_permutations(values),
+            "selectivity": _over_permutations(real[None] - values),
+            "p_value": Interval(share, nothing, nothing),
+        }
+        yield tidy_scores(table, intervals, [state], control=control, resampled="permutations")
+
+
+def _over_permutations(values: np.ndarray) -> Interval:
+    return Interval(values.mean(0), *np.quantile(values, [0.025, 0.975], axis=0))

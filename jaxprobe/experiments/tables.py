@@ -1,0 +1,68 @@
+"""What the experiments share: the rows of a tidy table, and the checks of their inputs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.errors import InputError
+from jaxprobe.probes.metrics import Interval
+
+
+def tidy_scores(
+    table: EntityTable,
+    found: Mapping[str, Interval],
+    states: Sequence[str] = ("",),
+    alpha: np.ndarray | float = np.nan,
+    **columns: object,
+) -> pd.DataFrame:
+    """One row for each state, metric and target, with the columns of a run's scores.
+
+    Args:
+      found: metric -> Interval of [L, C + 1] (the last one the mean over targets), or of [L] for one number a state,
+        whose target is then "place" for errors in km and else "mean".
+      states: L state names; "" where the score is of no state.
+      alpha: [L] penalties.
+      columns: model, prompt and the experiment's own columns, each one value for all rows; split is "test".
+    """
+    frames = []
+    for metric, interval in found.items():
+        value, low, high = (np.reshape(part, (len(states), -1)) for part in interval)
+        one = "place" if metric.startswith("error_km") else "mean"
+        targets = (*table.target_names, "mean") if value.shape[1] > 1 else (one,)
+        for column, target in enumerate(targets):
+            scores = {"value": value[:, column], "ci_low": low[:, column], "ci_high": high[:, column], "alpha": alpha}
+            frames.append(pd.DataFrame({"layer": list(states), "target": target, "metric": metric, **scores}))
+    frame = pd.concat(frames, ignore_index=True).assign(dataset=table.name, **({"split": "test"} | columns))
+    first = ("model", "dataset", "prompt", "layer", "target", "split", "metric", "value", "ci_low", "ci_high", "alpha")
+    first = [name for name in first if name in frame]
+    return frame[first + [name for name in frame if name not in first]]
+
+
+def score_metrics(table: EntityTable) -> tuple[str, ...]:
+    """The metrics that an experiment reports: R2 and, for places, the median error in km."""
+    return ("r2", "error_km_median") if table.is_place else ("r2",)
+
+
+def require_states(activations: Mapping[str, np.ndarray], table: EntityTable, states: Sequence[str]) -> None:
+    """Raises InputError where a state is not there, or its rows are not the table's."""
+    problems = []
+    for state in states:
+        if state not in activations:
+            problems.append(f"State {state!r} is not there; found {', '.join(activations)}. Name one of these.")
+        elif (rows := len(activations[state])) != len(table):
+            problems.append(f"State {state!r} has {rows} rows; the table has {len(table)}. Extract this table.")
+    if problems:
+        raise InputError(*problems)
+
+
+def require_group(table: EntityTable, group: str) -> np.ndarray:
+    """[N] labels of a group column. Raises InputError where it is not there or all rows are of one group."""
+    if group not in table.groups:
+        found = f"it has {', '.join(table.groups)}" if table.groups else "it has none: run it with --group COLUMN"
+        raise InputError(f"Table {table.name} has no group {group!r}; {found}.")
+    labels = np.asarray(table.groups[group]).astype(str)
+    if len(np.unique(labels[~table.is_test])) < 2:
+        raise InputError(f"All training rows are of one {group}, {labels[~table.is_test][0]!r}. Take another group.")
+    return labels
