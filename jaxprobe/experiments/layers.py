@@ -19,13 +19,15 @@ class LayerProbes(NamedTuple):
     Attributes:
       states: L state names.
       fit: the probes, in the order of ``states``.
-      headline: the state with the least leave-one-out error on the training rows; test scores play no part in it.
+      criterion: what chose penalties and headline, on the training rows: "leave_one_out" or "k_fold".
+      headline: the state with the least error by that criterion; test scores play no part in it.
       scores: one row for each state, target, split and metric (the columns of a run's scores).
       test_predictions: [L, N_test, C] in target units.
     """
 
     states: tuple[str, ...]
     fit: RidgeFit
+    criterion: str
     headline: str
     scores: pd.DataFrame
     test_predictions: np.ndarray
@@ -67,16 +69,47 @@ def fit_probes(
         predictions = np.stack(
             [predict_layer(fit, layer, state) for layer, state in enumerate(_Counted(activations, advance).values())]
         )
-        splits = {
-            "train": _scores(table, predictions, train, 0, seed),
-            "test": _scores(table, predictions, ~train, 1000, seed),
-        }
+        in_training = score(table.targets[train], predictions[:, train], places=table.is_place, replicates=0)
+        return score_probes(
+            table,
+            states,
+            fit,
+            "leave_one_out",
+            in_training,
+            predictions[:, ~train],
+            model=model,
+            prompt=prompt,
+            seed=seed,
+        )
+
+
+def score_probes(
+    table: EntityTable,
+    states: tuple[str, ...],
+    fit: RidgeFit,
+    criterion: str,
+    in_training: Mapping[str, Interval],
+    test_predictions: np.ndarray,
+    *,
+    model: str,
+    prompt: str,
+    seed: int,
+) -> LayerProbes:
+    """Puts fitted probes together with their scores.
+
+    Args:
+      criterion: what ``fit.loo_mse`` holds.
+      in_training: scores of the training rows, as `metrics.score` gives them.
+      test_predictions: [L, N_test, C]; scored with 95 % intervals by a bootstrap over test rows.
+    """
+    in_test = score(table.targets[table.is_test], test_predictions, places=table.is_place, seed=seed)
+    splits = {"train": in_training, "test": in_test}
     names = {"model": model, "dataset": table.name, "prompt": prompt}
     scores = pd.concat([_tidy(table, states, fit, split, found) for split, found in splits.items()], ignore_index=True)
     scores = scores.assign(**names)[[*names, *scores.columns]]
-    relative = (fit.loo_mse / table.targets[train].var(0)).mean(-1)
+    relative = (fit.loo_mse / table.targets[~table.is_test].var(0)).mean(-1)
     headline = states[int(np.nanmin(relative, axis=1).argmin())]
-    return LayerProbes(states, fit, headline, scores, predictions[:, ~train])
+    return LayerProbes(states, fit, criterion, headline, scores, test_predictions)
 
 
 class _Counted(Mapping):
@@ -95,10 +128,6 @@ class _Counted(Mapping):
 
     def __len__(self) -> int:
         return len(self._activations)
-
-
-def _scores(table: EntityTable, predictions: np.ndarray, rows: np.ndarray, replicates: int, seed: int):
-    return score(table.targets[rows], predictions[:, rows], places=table.is_place, replicates=replicates, seed=seed)
 
 
 def _tidy(

@@ -1,7 +1,7 @@
 """From a table and a model to hidden states: tokens, plan, and a store or memory to put them in."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.prompts import Prompt, find_prompt
 from jaxprobe.data.tokens import Tokens, tokenize
 from jaxprobe.extract.activations import open_activations
-from jaxprobe.extract.forward import bins_per_step, choose_states, run_plan
+from jaxprobe.extract.forward import ShardStates, bins_per_step, choose_states, run_plan
+from jaxprobe.extract.moments import MomentStream
 from jaxprobe.extract.store import ActivationStore
-from jaxprobe.extract.trie import Plan, plan_bins
+from jaxprobe.extract.trie import Plan, plan_bins, with_one_width
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
 from jaxprobe.models.weights import weights_digest
 from jaxprobe.progress import NoProgress, Progress
@@ -63,6 +64,21 @@ def plan_extraction(
     return Extraction(prompt, tokens, plan, states, files.config.width)
 
 
+def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: Mesh) -> list[Extraction]:
+    """The extraction cut into parts of the table's rows, each with its own plan; one compiled program runs them all.
+
+    Args:
+      parts: table rows of each part, one or more.
+    """
+    tokens, plans = extraction.tokens, []
+    for rows in parts:
+        lengths = np.diff(tokens.starts)[rows]
+        ids = np.concatenate([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows])
+        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins_per_step(mesh))
+        plans.append(plan._replace(shards=tuple(shard._replace(rows=rows[shard.rows]) for shard in plan.shards)))
+    return [extraction._replace(plan=plan) for plan in with_one_width(plans)]
+
+
 def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, Any]:
     """All that the states' values depend on, and nothing of the hardware: the key of a store."""
     tokens = extraction.tokens
@@ -96,6 +112,36 @@ def fill_store(
         for shard in run_plan(model, extraction.plan, extraction.states, missing, advance):
             store.write(shard.index, shard.states)
         store.wait()
+
+
+def stream_states(
+    model: LanguageModel, extraction: Extraction, task: str, progress: Progress | None = None
+) -> Iterator[ShardStates]:
+    """Computes every shard and hands it out; nothing is kept. ``task`` is what the progress calls it."""
+    total = sum(len(shard.rows) for shard in extraction.plan.shards)
+    with (progress or NoProgress()).task(task, total, "entities") as advance:
+        yield from run_plan(model, extraction.plan, extraction.states, advance=advance)
+
+
+def stream_moments(
+    model: LanguageModel,
+    extraction: Extraction,
+    segments: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    progress: Progress | None = None,
+) -> MomentStream:
+    """Moments of the extraction's rows, added up on the devices while the forward runs.
+
+    Args:
+      segments: name -> table rows that are summed together (a fold).
+      targets: [N, C] of all table rows.
+    """
+    rows = [shard.rows for shard in extraction.plan.shards]
+    devices = list(model.mesh.devices.flat)
+    stream = MomentStream(extraction.states, extraction.width, rows, segments, targets, devices)
+    for shard in stream_states(model, extraction, "extract", progress):
+        stream.add(shard.index, shard.values)
+    return stream
 
 
 def extract_states(

@@ -30,7 +30,8 @@ class ShardStates(NamedTuple):
 
     index: int
     rows: np.ndarray  # [E] table rows
-    states: dict[str, np.ndarray]  # state -> [E, D]
+    values: np.ndarray  # [L, E, D]
+    states: dict[str, np.ndarray]  # state -> [E, D], its part of ``values``
 
 
 def bins_per_step(mesh: Mesh) -> int:
@@ -90,7 +91,7 @@ def run_plan(
                 first += len(part)
             advance(len(batch.bins))
         _check_finite(buffer, states, shard.rows)
-        yield ShardStates(index, shard.rows, dict(zip(states, buffer, strict=True)))
+        yield ShardStates(index, shard.rows, buffer, dict(zip(states, buffer, strict=True)))
 
 
 def _in_flight(started: Iterator, count: int) -> Iterator:

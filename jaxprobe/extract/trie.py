@@ -216,6 +216,19 @@ def _subtree_ends(depth: Int[np.ndarray, " slots"]) -> Int[np.ndarray, " slots"]
     return ends
 
 
+def with_one_width(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans with the widest one's columns of ``wanted``, so that one compiled program runs them all."""
+    width = max(batch.wanted.shape[1] for plan in plans for shard in plan.shards for batch in shard.batches)
+
+    def widen(batch: Batch) -> Batch:
+        return batch._replace(wanted=np.pad(batch.wanted, ((0, 0), (0, width - batch.wanted.shape[1]))))
+
+    def widen_shard(shard: Shard) -> Shard:
+        return shard._replace(batches=tuple(map(widen, shard.batches)))
+
+    return [plan._replace(shards=tuple(map(widen_shard, plan.shards))) for plan in plans]
+
+
 def batch_shapes(plan: Plan) -> Sequence[tuple[int, int]]:
     """The distinct (B, T) that the forward will be compiled for."""
     return sorted({batch.tokens.shape for shard in plan.shards for batch in shard.batches})

@@ -146,52 +146,60 @@ def _centred_product(x, mean, weights):
 
 
 def fit_moments(
-    moments: Moments,
+    moments: Mapping[str, Moments],
     alphas: np.ndarray | Sequence[float] | None = None,
     *,
     alpha_per_target: bool = False,
     criterion: str = "generalised",
-    names: Sequence[str] | None = None,
 ) -> RidgeFit:
-    """Ridge probes from moments alone, for states that were never kept.
+    """Ridge probes from moments alone, for states that were never kept; one state's moments are read at a time.
 
     Args:
-      moments: Moments with leading axes [L, K]: a fold each, all about one shift a layer.
+      moments: state name -> Moments with the leading axis [K]: a fold each, all about one shift.
       criterion: "generalised", or "k_fold" over the K >= 2 folds.
-    Other arguments, result and errors are those of ``fit_ridge``.
+    Other arguments, result and errors are those of ``fit_states``.
     """
     problems = solve.check_options(alphas, "leave_one_out", None, None, "float64", None)
-    count = np.sum(np.asarray(moments.count, np.float64), axis=-1)
-    if count.ndim != 1 or not len(count) or (count < 2).any():
-        problems.append(f"moments count {count} rows; wanted leading axes [layer, fold], and 2 rows or more a layer.")
     if criterion not in ("generalised", "k_fold"):
         problems.append(f"moments cannot give {criterion!r}. Take generalised or k_fold, or keep the states.")
-    elif criterion == "k_fold" and count.ndim == 1 and np.shape(moments.count)[1] < 2:
-        problems.append("k_fold wants the moments of 2 folds or more; found 1.")
+    if not moments:
+        problems.append("there are no states. Pass the moments of one or more.")
     if problems:
         raise InputError(*problems)
-    total_y, y_squares = (np.sum(np.asarray(leaf, np.float64), axis=1) for leaf in (moments.y_sum, moments.yy))
-    offset, squares = total_y / count[:, None], y_squares / count[:, None]
-    variance = squares - offset**2
-    y_mean = np.asarray(moments.y_shift, np.float64)[:, 0] + offset
-    y_scale = np.sqrt(np.where(variance > 1e-12 * squares, variance, 1.0))  # a constant has nothing to divide by
-    standardised = _over_scale(moments, y_scale)
-    names = [str(i) for i in range(len(count))] if names is None else list(names)
     mesh = layer_mesh(jax.local_devices()[:1])
     choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", "eigh", mesh)
-    solved = []
+    solved, y_means, y_scales = [], [], []
     with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
-        for i, name in enumerate(names):
-            solved.append(solve.solve_moments(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], standardised), choice))
+        for name, of_folds in moments.items():
+            y_mean, y_scale = _target_scale(name, of_folds, criterion)
+            standardised = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _over_scale(of_folds, y_scale))
+            solved.append(solve.solve_moments(standardised, choice))
             solve.check_condition([name], solved[-1], "float64")
-    return _in_target_units(solved, y_mean, y_scale, "float64")
+            y_means.append(y_mean)
+            y_scales.append(y_scale)
+    return _in_target_units(solved, np.stack(y_means), np.stack(y_scales), "float64")
+
+
+def _target_scale(name: str, m: Moments, criterion: str) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [C], deviation [C]) of the targets over all folds."""
+    count = np.asarray(m.count, np.float64)
+    folds = 2 if criterion == "k_fold" else 1
+    if count.ndim != 1 or len(count) < folds or count.sum() < 2:
+        raise InputError(
+            f"The moments of state '{name}' count {count} rows; wanted a leading axis of {folds} or more folds, "
+            "with 2 rows or more in all."
+        )
+    offset, squares = (np.sum(np.asarray(leaf, np.float64), axis=0) / count.sum() for leaf in (m.y_sum, m.yy))
+    variance = squares - offset**2
+    scale = np.sqrt(np.where(variance > 1e-12 * squares, variance, 1.0))  # a constant has nothing to divide by
+    return np.asarray(m.y_shift, np.float64)[0] + offset, scale
 
 
 def _over_scale(m: Moments, y_scale: np.ndarray) -> Moments:
-    """Moments of y / y_scale, for y_scale [L, C]."""
-    scale = y_scale[:, None]
+    """Moments of y / y_scale, for y_scale [C] and moments with the leading axis [K]."""
+    scale = y_scale[None]
     y_shift, y_sum, yy = m.y_shift / scale, m.y_sum / scale, m.yy / scale**2
-    return m._replace(y_shift=y_shift, y_sum=y_sum, xy=m.xy / scale[:, :, None], yy=yy)
+    return m._replace(y_shift=y_shift, y_sum=y_sum, xy=m.xy / scale[None], yy=yy)
 
 
 def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices) -> RidgeFit:

@@ -114,7 +114,7 @@ def test_streamed_moments_equal_arrays(criterion):
 
         by_layer = [[streamed(layer, fold) for fold in range(3)] for layer in range(2)]
         stack = lambda trees: Moments(*(np.stack(leaves) for leaves in zip(*trees, strict=True)))
-        moments = stack([stack(of_folds) for of_folds in by_layer])
+        moments = {str(layer): stack(of_folds) for layer, of_folds in enumerate(by_layer)}
     groups = folds if criterion == "k_fold" else None
     expected = fit_ridge(x, y, criterion=criterion, groups=groups, dtype="float64")
     fit = fit_moments(moments, criterion=criterion)
