@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxprobe.probes.moments import Centred, centre, moments_of, sum_over_rows
+from jaxprobe.probes.moments import Centred, centre, moments_of, shifted, sum_over_rows
 
 product = partial(jnp.matmul, precision="highest")  # TPU and TF32 defaults keep 8 to 10 bits
 
@@ -119,7 +119,7 @@ def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: F
     matrix, mean = matrix.astype(dtype), x_mean.astype(dtype)
     # The mean rounded to dtype goes first, while large values still cancel exactly; the rest of it after the product.
     rest = product((x_mean - mean.astype(jnp.float64)).astype(dtype), matrix)
-    return product(x.astype(dtype) - mean[None], matrix) - rest[None]
+    return product(shifted(x, mean, dtype), matrix) - rest[None]
 
 
 def generalised(

@@ -58,6 +58,12 @@ def sum_over_rows(block: Callable, rows: int):
     return lax.fori_loop(0, whole, lambda i, total: jax.tree.map(jnp.add, total, block(i * ROWS, ROWS)), total)
 
 
+def shifted(x: Float[Array, "N D"], shift: Float[Array, "D"], dtype: str) -> Float[Array, "N D"]:
+    """x - shift in ``dtype``, subtracted in x's own dtype where that is wider: large values cancel before rounding."""
+    wide = x.dtype if x.dtype == jnp.float64 else dtype
+    return (x.astype(wide) - shift.astype(wide)[None]).astype(dtype)
+
+
 def pilot_mean(x: Float[Array, "N D"], dtype: str) -> Float[Array, "D"]:
     """The mean of at most about 2 ROWS rows spread over x: near enough, as what it is off by is taken out exactly."""
     return jnp.mean(x[:: max(len(x) // ROWS, 1)].astype(jnp.float64), axis=0).astype(dtype)
@@ -79,7 +85,7 @@ def moments_of(
 
     def block(start, size):
         cut = lambda rows: lax.dynamic_slice_in_dim(rows, start, size)
-        xb, yb = cut(x).astype(dtype) - x_shift[None], cut(y).astype(dtype)
+        xb, yb = shifted(cut(x), x_shift, dtype), cut(y).astype(dtype)
         if inside is not None:
             xb, yb = (jnp.where(cut(inside)[:, None], rows, 0) for rows in (xb, yb))
         product = lambda a, b: jnp.matmul(a.T, b, precision="highest")

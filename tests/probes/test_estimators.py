@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -11,6 +12,14 @@ from jaxprobe.probes.estimators import MlpProbe, RidgeProbe
 
 # The checks' tables have tens of rows: smaller batches, or early stopping ends after a few steps.
 SMALL = dict(hidden=16, batch_size=16, weight_decays=(0.01,))
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """The checks bring some forty shapes, each compiled for a few microseconds of work."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @parametrize_with_checks([RidgeProbe(), MlpProbe(**SMALL)])
