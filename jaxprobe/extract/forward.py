@@ -17,8 +17,9 @@ from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.llama import Bins, Forward, Llama, Root, forward
 from jaxprobe.models.load import DTYPES, LanguageModel
 
-# B bins of 64 slots for each device that shares the bins: enough rows to keep the matmuls at their full rate.
-BINS_PER_DEVICE = {"cpu": 16, "gpu": 256, "tpu": 128}
+# B bins for each device that shares the bins: enough rows to keep the matmuls at their full rate, and on a CPU no more,
+# since half a step is lost at the end of a shard.
+BINS_PER_DEVICE = {"cpu": 4, "gpu": 128, "tpu": 64}
 # The root's length is rounded up to this, so that prompts of about one length share a compiled program.
 ROOT_MULTIPLE = 16
 # Steps whose results may wait on the devices while the host copies the oldest.
