@@ -56,11 +56,11 @@ def nearest_km(
 
     The nearest by the chord through the sphere is the nearest over its surface, so a k-d tree of unit vectors serves.
     """
-    chord, _ = cKDTree(_unit_vectors(other_latitude, other_longitude)).query(_unit_vectors(latitude, longitude))
+    chord, _ = cKDTree(unit_vectors(other_latitude, other_longitude)).query(unit_vectors(latitude, longitude))
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1))
 
 
-def _unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+def unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """[N, 3] points on the unit sphere."""
     phi, lam = np.radians(latitude), np.radians(longitude)
     return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)

@@ -64,5 +64,33 @@ def require_group(table: EntityTable, group: str) -> np.ndarray:
         raise InputError(f"Table {table.name} has no group {group!r}; {found}.")
     labels = np.asarray(table.groups[group]).astype(str)
     if len(np.unique(labels[~table.is_test])) < 2:
-        raise InputError(f"All training rows are of one {group}, {labels[~table.is_test][0]!r}. Take another group.")
+        raise InputError(f"All training rows are of one {group}, {str(labels[0])!r}. Take another group.")
     return labels
+
+
+def choose_labels(
+    table: EntityTable, group: str, labels: np.ndarray, named: Sequence[str], *, largest: int
+) -> list[str]:
+    """The groups to look at: those named, or the ``largest`` by training rows, of labels [N].
+
+    Raises:
+      InputError: a group that is not there, or with fewer than two rows to fit on or to test on.
+    """
+    counts = {
+        str(name): (int((rows & ~table.is_test).sum()), int((rows & table.is_test).sum()))
+        for name in np.unique(labels)
+        for rows in [labels == name]
+    }
+    problems = [f"No row has {group} {name!r}. Take a value of that column." for name in named if name not in counts]
+    for name in named:
+        train, test = counts.get(name, (2, 2))
+        if min(train, test) < 2:
+            problems.append(
+                f"{group} {name!r} has {train} rows to fit on and {test} to test on; wanted 2 of each. Leave it out."
+            )
+    if problems:
+        raise InputError(*problems)
+    usable = [name for name, count in counts.items() if min(count) >= 2]
+    if not usable:
+        raise InputError(f"No {group} has 2 rows to fit on and 2 to test on. Take a coarser group, or more rows.")
+    return list(named) or sorted(usable, key=lambda name: (-counts[name][0], name))[:largest]

@@ -25,7 +25,7 @@ def letters(codes):
     return np.array([chr(97 + code) for code in codes], object)
 
 
-def planted(rng, rows=300, width=10, noise=0.3, groups=6):
+def planted(rng, rows=300, width=10, noise=0.3, groups=4):
     """(state that is a linear map of two targets with noise, table with groups that say nothing)."""
     targets = rng.normal(size=(rows, 2))
     state = targets @ rng.normal(size=(2, width)) + noise * rng.normal(size=(rows, width))

@@ -1,0 +1,177 @@
+"""Does the probe work where it has seen nothing? Whole groups, or whole cells of the map, held out of the fit."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.splits import nearest_km, spatial_blocks
+from jaxprobe.errors import InputError
+from jaxprobe.experiments.proximity import proximity_error
+from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
+from jaxprobe.probes.metrics import Interval, paired_difference, resample_counts, score
+from jaxprobe.probes.ridge import fit_ridge, predict_layer
+
+LARGEST = 20  # the paper's number of countries
+FITS = ("nominal", "held_out", "difference")
+
+
+def run(
+    activations: Mapping[str, np.ndarray],
+    table: EntityTable,
+    state: str,
+    group: str,
+    *,
+    held: Sequence[str] = (),
+    model: str = "",
+    prompt: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each group's test rows by the probe of all training rows, and by one that was fitted without the group.
+
+    Both choose their penalty by leave-one-out on their own training rows, so that they differ in these rows alone, and
+    the second one's penalty has not seen the group either. (A penalty made for unseen groups: path.hold_out_groups.)
+
+    Args:
+      activations: state -> [N, D], in the table's row order.
+      state: the state whose probes are looked at.
+      group: the column of groups.
+      held: the groups to hold out; () takes the twenty with the most training rows.
+
+    Returns:
+      A tidy table: ``fit`` is "nominal", "held_out", or "difference" (the second less the first, paired); ``group`` and
+      ``held_out`` name the group, ``rows_test`` its test rows. 95 % intervals by a bootstrap over these, probes fixed.
+      Metrics:
+        r2_block_mean    about the mean of the group's test rows: what is known inside of the group
+        r2_train_mean    about the mean of the training rows without the group: what is known of where the group lies
+        proximity_error  see proximity.py; against all test rows, as the same probe predicts them
+        error_km_median  for places
+
+    Raises:
+      InputError: a state or a column that is not there, a group without enough rows, or rows that don't match.
+    """
+    require_states(activations, table, [state])
+    labels = require_group(table, group)
+    held = choose_labels(table, group, labels, held, largest=LARGEST)
+    x, test, targets = activations[state], table.is_test, table.targets
+    nominal = fit_ridge(x[None, ~test], targets[~test], names=[state])
+    base = predict_layer(nominal, 0, x[test])
+    frames = []
+    for name in held:
+        train, inside = ~test & (labels != name), (labels == name)[test]
+        fit = fit_ridge(x[None, train], targets[train], names=[f"{state} without {name}"])
+        both = np.stack([base, predict_layer(fit, 0, x[test])])
+        found = _block_scores(table, both, inside, targets[train], seed)
+        alphas = (nominal.alpha[0], fit.alpha[0], np.nan)
+        columns = dict(model=model, prompt=prompt, group=group, held_out=name, rows_test=int(inside.sum()))
+        frames += _three_fits(table, found, state, alphas, columns)
+    return pd.concat(frames, ignore_index=True)
+
+
+def run_spatial(
+    activations: Mapping[str, np.ndarray],
+    table: EntityTable,
+    state: str,
+    *,
+    cell_degrees: float = 5.0,
+    buffer_km: float = 100.0,
+    folds: int = 5,
+    model: str = "",
+    prompt: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """All test rows by the probe of all training rows, and by probes that saw nothing near them.
+
+    The cells of a grid are dealt into folds. A fold's test rows are predicted by a probe of the training rows outside
+    of the fold's cells and at least ``buffer_km`` from each of its test rows.
+
+    Returns:
+      A tidy table as that of `run`, with ``group`` "cells of 5 degrees, 100 km" and ``held_out`` "each fold". Metrics
+      are r2 (about the mean of all test rows) and error_km_median; 95 % intervals by a bootstrap over whole cells.
+
+    Raises:
+      InputError: a table without coordinates, a buffer that leaves nothing to fit on, and as `run`.
+    """
+    if not table.is_place:
+        raise InputError(f"Table {table.name} has no latitude and longitude as targets; spatial blocks need both.")
+    require_states(activations, table, [state])
+    x, test, targets = activations[state], table.is_test, table.targets
+    cells = spatial_blocks(*targets.T, cell_degrees).astype(str)
+    fold = deal_groups(cells, folds, seed)
+    nominal = fit_ridge(x[None, ~test], targets[~test], names=[state])
+    both = np.stack([predict_layer(nominal, 0, x[test])] * 2)
+    for number in np.unique(fold[test]):
+        inside = test & (fold == number)
+        far = nearest_km(*targets.T, *targets[inside].T) >= buffer_km
+        train = ~test & (fold != number) & far
+        if train.sum() < 2:
+            raise InputError(f"A buffer of {buffer_km:g} km leaves {train.sum()} training rows. Use a smaller one.")
+        fit = fit_ridge(x[None, train], targets[train], names=[f"{state} without fold {number}"])
+        both[1, inside[test]] = predict_layer(fit, 0, x[inside])
+    options = dict(places=True, groups=cells[test], seed=seed, metrics=score_metrics(table))
+    single = score(targets[test], both, **options)
+    less = paired_difference(targets[test], both[1:], both[:1], **options)
+    found = {name: Interval(*map(np.concatenate, zip(single[name], less[name], strict=True))) for name in single}
+    group = f"cells of {cell_degrees:g} degrees, {buffer_km:g} km"
+    columns = dict(model=model, prompt=prompt, group=group, held_out="each fold", rows_test=int(test.sum()))
+    return pd.concat(_three_fits(table, found, state, (nominal.alpha[0], np.nan, np.nan), columns), ignore_index=True)
+
+
+def deal_groups(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """[N] fold numbers: whole groups, the largest first (equal ones at random), each to the emptiest fold."""
+    _, code, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    fold, filled = np.empty(len(sizes), int), np.zeros(folds, int)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        fold[group] = filled.argmin()
+        filled[fold[group]] += sizes[group]
+    return fold[code]
+
+
+def _block_scores(table: EntityTable, both: np.ndarray, inside: np.ndarray, train: np.ndarray, seed: int) -> dict:
+    """metric -> Interval of the three FITS, from both predictions [2, N_test, C]; inside: [N_test] the group."""
+    truth = table.targets[table.is_test]
+    y, p = truth[inside], both[:, inside]
+    options = dict(places=table.is_place, seed=seed, metrics=score_metrics(table))
+    single, less = score(y, p, **options), paired_difference(y, p[1:], p[:1], **options)
+    found = {name: Interval(*map(np.concatenate, zip(single[name], less[name], strict=True))) for name in single}
+    found = {"r2_block_mean": found.pop("r2")} | found
+    unexplained = ratio_intervals((y[None] - p) ** 2, (y - train.mean(0)[None]) ** 2, seed, average=True)
+    # One less a ratio turns the interval around; in the difference the ones cancel.
+    one = np.array([1.0, 1.0, 0.0])[:, None]
+    found["r2_train_mean"] = Interval(one - unexplained.value, one - unexplained.ci_high, one - unexplained.ci_low)
+    scale = 1.0 if table.is_place else train.std(0)[None]
+    shares = np.stack([proximity_error(q / scale, truth / scale, inside, places=table.is_place) for q in both])
+    found["proximity_error"] = ratio_intervals(shares[..., None], np.ones((len(y), 1)), seed, average=False)
+    return found
+
+
+def ratio_intervals(above: np.ndarray, below: np.ndarray, seed: int, *, average: bool) -> Interval:
+    """Sums of above [2, N, C] over those of below [N, C]: both ratios and the second less the first, [3, C].
+
+    ``average`` adds a column, the mean over C. 95 % intervals by a bootstrap over rows.
+    """
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        ratios = np.einsum("bn,pnc->bpc", weights, above, optimize=True) / (weights @ below)[:, None]
+        ratios = np.concatenate([ratios, ratios[:, 1:] - ratios[:, :1]], axis=1)
+        return np.concatenate([ratios, ratios.mean(2, keepdims=True)], axis=2) if average else ratios
+
+    drawn = np.concatenate([of(counts) for counts in resample_counts(len(below), None, 1000, seed)])
+    return Interval(of(np.ones((1, len(below))))[0], *np.quantile(drawn, [0.025, 0.975], axis=0))
+
+
+def _three_fits(table: EntityTable, found: Mapping[str, Interval], state: str, alphas: Sequence, columns: Mapping):
+    """The rows of each of the FITS, whose values are the three entries of each interval."""
+    return [
+        tidy_scores(
+            table,
+            {name: Interval(*(part[i : i + 1] for part in interval)) for name, interval in found.items()},
+            [state],
+            alphas[i],
+            fit=fit,
+            **columns,
+        )
+        for i, fit in enumerate(FITS)
+    ]
