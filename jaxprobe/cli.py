@@ -23,10 +23,13 @@ UNUSABLE_INPUT, INTERRUPTED = 2, 130
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
 app.command(data, name="data", help="The named tables.")
+experiment = tyro.extras.SubcommandApp()
+app.command(experiment, name="experiment", help="What finished runs show, and what they don't.")
 
 # Names from data are text: a bracket in them is no markup.
 log = Console(stderr=True, highlight=False, soft_wrap=True)
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
+Runs = tyro.conf.Positional[tuple[Path, ...]]
 
 
 @app.command
@@ -49,6 +52,125 @@ def run(settings: Settings) -> None:
     --config FILE takes the settings from a run's config.json; further options change them.
     """
     _run(settings)
+
+
+@app.command
+def predict(run: tyro.conf.Positional[Path], text: tuple[str, ...]) -> None:
+    """Where is it, or when? A finished run's probe on names of your own, with 90 % intervals.
+
+    Args:
+        run: The run's folder.
+        text: Names, as the run's table spells them; the run's prompt is put around them.
+    """
+    from jaxprobe.predict import predict as predict_texts
+
+    _print_frame(predict_texts(run, text), "90 % intervals: as wide as 90 % of the run's test errors")
+
+
+@app.command
+def paper(
+    model: str,
+    out: Path = Path("paper-runs"),
+    data_dir: Path | None = None,
+    prompts: tuple[str, ...] = (),
+    limit: int = 10_000,
+    full: bool = False,
+) -> None:
+    """The paper's tables for one model, beside the paper's own numbers.
+
+    Args:
+        model: 'demo', a Hugging Face folder, a .gguf file, or a hub name.
+        out: Folder for the runs, one for each table and prompt, and for the tables of results.
+        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
+        prompts: Named prompts; default: the bare name, and each table's question.
+        limit: Rows of each table, a seeded sample.
+        full: Use every row.
+    """
+    from jaxprobe.paper import run_paper
+
+    say = lambda line: log.print(escape(line))
+    limit = None if full else limit
+    frame = run_paper(model, out, data_dir, prompts, limit, say, ConsoleProgress(log))
+    _print_frame(frame, "Test R2, ours and the paper's")
+
+
+@experiment.command
+def layers(runs: Runs) -> None:
+    """R2 by layer of several runs, against relative depth.
+
+    Args:
+        runs: Folders of finished runs.
+    """
+    _experiment("layers", runs)
+
+
+@experiment.command
+def prompts(runs: Runs, state: str | None = None) -> None:
+    """Train on one prompt, test on another, with states as they are and re-centred.
+
+    Args:
+        runs: Folders of finished runs of one table and model under different prompts.
+        state: The state to look at; default: the headline layer of the first run.
+    """
+    _experiment("prompts", runs, state=state)
+
+
+@experiment.command
+def blocks(
+    runs: Runs,
+    group: tuple[str, ...] = (),
+    held: tuple[str, ...] = (),
+    state: str | None = None,
+    cell_degrees: float = 5.0,
+    buffer_km: float = 100.0,
+) -> None:
+    """Hold whole groups out of the fit, and whole cells of the map.
+
+    Args:
+        runs: Folders of finished runs.
+        group: Group columns; default: all, and cells of the map for places.
+        held: Groups to hold out; default: the twenty largest.
+        state: The state to look at; default: each run's headline layer.
+        cell_degrees: Side of a cell.
+        buffer_km: Training rows nearer than this to a test row are left out as well.
+    """
+    options = dict(group=group, held=held, state=state, cell_degrees=cell_degrees, buffer_km=buffer_km)
+    _experiment("blocks", runs, **options)
+
+
+@experiment.command
+def entity_types(runs: Runs, group: str = "entity_type", state: str | None = None) -> None:
+    """Train on some types of entity, test on another.
+
+    Args:
+        runs: Folders of finished runs.
+        group: Column of the types.
+        state: The state to look at; default: each run's headline layer.
+    """
+    _experiment("entity_types", runs, group=group, state=state)
+
+
+@experiment.command
+def controls(runs: Runs, state: str | None = None, random_weights: bool = False) -> None:
+    """What else would explain the score: spelling, groups, the last token, permuted targets, random weights.
+
+    Args:
+        runs: Folders of finished runs.
+        state: The state to look at; default: each run's headline layer.
+        random_weights: Run the same architecture with random weights as well.
+    """
+    _experiment("controls", runs, state=state, random_weights=random_weights)
+
+
+@experiment.command
+def dateline(runs: Runs, state: str | None = None) -> None:
+    """Places as points on the sphere, which has no dateline, beside degrees.
+
+    Args:
+        runs: Folders of finished runs.
+        state: The state to look at; default: each run's headline layer.
+    """
+    _experiment("dateline", runs, state=state)
 
 
 @data.command(name="list")
@@ -99,10 +221,30 @@ def _run(settings: RunConfig) -> None:
     _print_scores(directory)
 
 
+def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
+    from jaxprobe.experiment import EXPERIMENTS, write_table
+
+    if not runs:
+        raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
+    frame = EXPERIMENTS[name](runs, **options)
+    _print_frame(frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")], name)
+    log.print(f"Every row: {write_table(name, frame, runs[0])}")
+
+
+def _print_frame(frame, title: str) -> None:
+    """The columns that vary, or that are the only ones; numbers to four digits."""
+    varied = [name for name in frame if frame[name].nunique(dropna=False) > 1 or len(frame) == 1]
+    table = Table(*varied, title=escape(title))
+    for row in frame[varied].itertuples(index=False):
+        table.add_row(*(escape(f"{cell:,.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
 def _print_scores(directory) -> None:
     """Test scores by layer, the headline layer marked."""
     scores = directory.read_scores()
-    headline = directory.read_config()["result"]["headline_layer"]
+    result = directory.read_config()["result"]
+    headline = result["headline_layer"]
     test = scores[(scores["split"] == "test") & scores["target"].isin(["mean", "place"])]
     error = "error_km_median" if "error_km_median" in set(test["metric"]) else "mae"
     by = test.set_index(["layer", "metric"])
@@ -110,7 +252,7 @@ def _print_scores(directory) -> None:
     table = Table(
         *("layer", "R2", "95 % interval", "Spearman", {"mae": "mean error"}.get(error, "median km"), "alpha"),
         title=escape(title),
-        caption="embed: what the last token alone tells. *: chosen by leave-one-out on the training rows.",
+        caption=f"embed: what the last token alone tells. *: chosen by {result['chosen_by']} on the training rows.",
     )
     for layer in dict.fromkeys(test["layer"]):
         r2 = by.loc[(layer, "r2")]

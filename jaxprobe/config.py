@@ -44,6 +44,10 @@ class RunConfig:
     """Layers to read, 0 being the first block; default: all. Later blocks are not run."""
     final_norm: bool = False
     """Read the state after the final norm as well."""
+    store: bool = True
+    """Keep the states in the run's folder; without it only sums are kept, and an interrupted run starts anew."""
+    fold_group: str | None = None
+    """With --no-store: the group whose values (up to 32) are held out in turn to choose penalties; default: 5 folds."""
     mesh: str | None = None
     """Devices: data=2,model=4; default: all on data."""
     seed: int = 0

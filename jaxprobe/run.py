@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
@@ -17,10 +18,20 @@ from jaxprobe.data.tokens import show_tokens, token_notes
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
 from jaxprobe.experiments.layers import LayerProbes, entity_frame, fit_probes, prediction_frame
+from jaxprobe.experiments.streaming import make_folds, stream_probes, streaming_size
 from jaxprobe.extract.activations import open_activations
-from jaxprobe.extract.collect import Extraction, extraction_settings, fill_store, open_store, plan_extraction
+from jaxprobe.extract.collect import (
+    Extraction,
+    extraction_settings,
+    fill_store,
+    open_store,
+    plan_extraction,
+    split_extraction,
+)
+from jaxprobe.extract.memory import Memory, check_memory, memory_needed
+from jaxprobe.extract.store import check_space, size_on_disk
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.load import ModelFiles, choose_dtype, open_model, read_weights
+from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, open_model, read_weights
 from jaxprobe.models.source import DEMO_DESCRIPTION, DEMO_MODEL
 from jaxprobe.progress import NoProgress, Progress
 from jaxprobe.report.page import write_report
@@ -38,6 +49,9 @@ class Prepared(NamedTuple):
     mesh: Mesh
     dtype: str
     extraction: Extraction
+    passes: tuple[Extraction, ...]  # what is run: all rows, or (--no-store) the training rows and then the test rows
+    folds: dict[str, np.ndarray]  # of the training rows; empty where states are stored
+    memory: Memory
     directory: RunDirectory
     document: dict[str, Any]  # what config.json will hold
 
@@ -62,12 +76,8 @@ def run(config: RunConfig, say: Say = lambda line: None, progress: Progress | No
     if directory.is_complete and not config.repair:
         say(f"{directory.path} is finished: nothing to do. Report: {directory.report_path}")
         return directory
-    activations = _activations(prepared, say, progress)
-    names = {"model": prepared.files.source.name, "prompt": prepared.extraction.prompt.name}
-    probes = fit_probes(activations, prepared.table, seed=config.seed, progress=progress, **names)
-    with progress.task("controls", 1, "layer") as advance:
-        controlled = controls.run(activations, prepared.table, probes.headline, seed=config.seed, **names)
-        advance(1)
+    probe = _probe_stored if config.store else _probe_streamed
+    probes, controlled = probe(prepared, say, progress)
     seconds = {name: round(value, 2) for name, value in progress.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
     write_results(prepared, probes, controlled, seconds)
@@ -100,6 +110,17 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
         final_norm=config.final_norm,
         seed=config.seed,
     )
+    passes, folds = (extraction,), {}
+    if not config.store:
+        folds = make_folds(table, config.fold_group, config.seed)
+        parts = np.flatnonzero(~table.is_test), np.flatnonzero(table.is_test)
+        passes = tuple(split_extraction(extraction, parts, mesh))
+    elif config.fold_group:
+        raise InputError(
+            "--fold-group goes with --no-store; with stored states the penalty is chosen by leave-one-out."
+        )
+    sizes = len(extraction.states), len(folds), extraction.width, len(table.target_names)
+    moments = 0 if config.store else streaming_size(*sizes, mesh.size)
     inputs = extraction_settings(files, extraction) | {
         "dtype": dtype,
         "targets": [table.targets.tolist(), table.is_test.tolist()],
@@ -108,18 +129,32 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     document = {"settings": settings, "versions": versions(), "fingerprint": fingerprint(settings, inputs)}
     directory = RunDirectory(config.out)
     directory.check_owner(document)
-    prepared = Prepared(config, table, files, mesh, dtype, extraction, directory, document)
+    memory = memory_needed(passes, files.config, mesh, dtype, moments)
+    prepared = Prepared(config, table, files, mesh, dtype, extraction, passes, folds, memory, directory, document)
     for line in describe(prepared):
         say(line)
+    _check_room(prepared)
     if not directory.config_path.exists():
         directory.write_config(document)
     return prepared
 
 
+def _check_room(prepared: Prepared) -> None:
+    """Refuses what memory or disk can't hold. States that are stored already need neither; the store sees to those."""
+    extraction, directory = prepared.extraction, prepared.directory
+    if directory.is_complete or (prepared.config.store and directory.activations_path.exists()):
+        return
+    check_memory(prepared.memory, prepared.mesh)
+    if prepared.config.store:
+        rows, shards = len(prepared.table), len(extraction.plan.shards)
+        size = size_on_disk(rows, len(extraction.states), extraction.width, prepared.dtype, shards)
+        check_space(directory.path, size)
+
+
 def describe(prepared: Prepared) -> list[str]:
     """What will be run, how big it is, and what was noticed on the way."""
     table, extraction, model = prepared.table, prepared.extraction, prepared.files
-    plan, config = extraction.plan, model.config
+    config = model.config
     lines = [
         f"Table {table.name}: {len(table):,} entities ({int(table.is_test.sum()):,} for testing); "
         f"target {', '.join(table.target_names)}; groups {', '.join(table.groups) or 'none'}.",
@@ -135,16 +170,60 @@ def describe(prepared: Prepared) -> list[str]:
     ]
     if prepared.config.show_tokens:
         lines += show_tokens(model.tokenizer, extraction.tokens)
-    tokens = len(extraction.tokens.ids)
-    item = 4 if prepared.dtype == "float32" else 2
-    shard = max(len(shard.rows) for shard in plan.shards) * len(extraction.states) * config.width * item
+    plans = [part.plan for part in prepared.passes]
+    slots, prefixes = sum(plan.slots for plan in plans), sum(plan.distinct_prefixes for plan in plans)
     lines += [
-        f"Forward: {plan.slots:,} slots for {plan.distinct_prefixes:,} distinct prefixes of {tokens:,} tokens.",
+        f"Forward: {slots:,} slots for {prefixes:,} distinct prefixes of {len(extraction.tokens.ids):,} tokens.",
         f"States: {len(extraction.states)} of {len(table):,} x {config.width}, "
-        f"{extraction.state_bytes(prepared.dtype) / 1e9:.2f} GB on disk; in memory "
-        f"{(config.parameter_count() * item + 3 * shard) / 1e9:.2f} GB for weights and three shards.",
+        + (
+            f"{extraction.state_bytes(prepared.dtype) / 1e9:.2f} GB on disk."
+            if prepared.config.store
+            else f"not stored: penalties are chosen by {chosen_by(prepared)}, from sums. Training scores other than "
+            "R2, and controls, need stored states."
+        ),
+        f"Memory: {prepared.memory.host / 1e9:.2f} GB"
+        + (f", and {prepared.memory.device / 1e9:.2f} GB on each device." if prepared.memory.device else "."),
     ]
     return lines
+
+
+def chosen_by(prepared: Prepared) -> str:
+    """What chose the penalties and the headline layer, in words."""
+    if prepared.config.store:
+        return "leave-one-out"
+    if prepared.config.fold_group:
+        return f"leaving out each of {len(prepared.folds)} values of {prepared.config.fold_group}"
+    return f"{len(prepared.folds)}-fold cross-validation"
+
+
+def _probe_stored(prepared: Prepared, say: Say, progress: Progress) -> tuple[LayerProbes, pd.DataFrame]:
+    """Probes from the stored states, and the headline layer's controls."""
+    activations = _activations(prepared, say, progress)
+    options = {"seed": prepared.config.seed} | _names(prepared)
+    probes = fit_probes(activations, prepared.table, progress=progress, **options)
+    with progress.task("controls", 1, "layer") as advance:
+        controlled = controls.run(activations, prepared.table, probes.headline, **options)
+        advance(1)
+    return probes, controlled
+
+
+def _probe_streamed(prepared: Prepared, say: Say, progress: Progress) -> tuple[LayerProbes, pd.DataFrame]:
+    """Probes from sums over rows, and an empty table of controls: those need rows."""
+    model = _load(prepared, progress)
+    options = {"seed": prepared.config.seed, "progress": progress} | _names(prepared)
+    probes = stream_probes(model, *prepared.passes, prepared.table, prepared.folds, **options)
+    return probes, probes.scores.iloc[:0].assign(control="", resampled="")
+
+
+def _names(prepared: Prepared) -> dict[str, str]:
+    return {"model": prepared.files.source.name, "prompt": prepared.extraction.prompt.name}
+
+
+def _load(prepared: Prepared, progress: Progress) -> LanguageModel:
+    with progress.task("load", 1, "model") as advance:
+        model = read_weights(prepared.files, prepared.mesh, prepared.dtype)
+        advance(1)
+    return model
 
 
 def _activations(prepared: Prepared, say: Say, progress: Progress):
@@ -160,10 +239,8 @@ def _activations(prepared: Prepared, say: Say, progress: Progress):
             total = len(prepared.extraction.plan.shards)
             if len(store.missing) < total:
                 say(f"Going on: {total - len(store.missing)} of {total} shards are stored already in {path}.")
-            with progress.task("load", 1, "model") as advance:
-                model = read_weights(prepared.files, prepared.mesh, prepared.dtype)
-                advance(1)
-            fill_store(store, model, prepared.extraction, progress)
+            check_memory(prepared.memory, prepared.mesh)
+            fill_store(store, _load(prepared, progress), prepared.extraction, progress)
     return open_activations(path)
 
 
@@ -178,7 +255,7 @@ def write_results(prepared: Prepared, probes: LayerProbes, controlled: pd.DataFr
             "x_mean": fit.x_mean,
             "alpha": fit.alpha,
             "alphas": fit.alphas,
-            "leave_one_out_mse": fit.loo_mse,
+            f"{probes.criterion}_mse": fit.loo_mse,
         },
         {
             "states": ",".join(probes.states),
@@ -193,6 +270,7 @@ def write_results(prepared: Prepared, probes: LayerProbes, controlled: pd.DataFr
     directory.write_predictions(prediction_frame(table, probes))
     result = {
         "headline_layer": probes.headline,
+        "chosen_by": chosen_by(prepared),
         "model": prepared.files.source.name,
         "model_description": DEMO_DESCRIPTION if prepared.config.model == DEMO_MODEL else "",
         "prompt": prepared.extraction.prompt.template,
@@ -201,8 +279,8 @@ def write_results(prepared: Prepared, probes: LayerProbes, controlled: pd.DataFr
         "units": dict(zip(table.target_names, table.units, strict=True)),
         "attribution": table.attribution,
         "notes": list(table.notes) + token_notes(prepared.files.tokenizer, prepared.extraction.tokens),
-        "distinct_prefixes": prepared.extraction.plan.distinct_prefixes,
-        "slots": prepared.extraction.plan.slots,
+        "distinct_prefixes": sum(part.plan.distinct_prefixes for part in prepared.passes),
+        "slots": sum(part.plan.slots for part in prepared.passes),
         "tokens": len(prepared.extraction.tokens.ids),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),

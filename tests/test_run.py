@@ -1,6 +1,7 @@
 """Whole runs on a tiny model: the files, going on, doing nothing twice, and refusing bad input with nothing written."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,60 @@ def test_ten_lines_of_python(model, places):
     assert probes.headline in activations and len(probes.scores)
 
 
+@pytest.mark.parametrize("fold_group", [None, "continent"])
+def test_a_run_without_a_store_writes_the_same_files(model, places, tmp_path, fold_group):
+    config = settings(
+        model,
+        places,
+        tmp_path,
+        target=("latitude", "longitude"),
+        group=("continent",),
+        store=False,
+        fold_group=fold_group,
+    )
+    lines = []
+    directory = run(config, lines.append)
+    assert directory.is_complete and not directory.activations_path.exists()
+    assert read_config(directory.config_path) == config
+    how = "leaving out each of 3 values of continent" if fold_group else "5-fold cross-validation"
+    assert any(f"not stored: penalties are chosen by {how}" in line for line in lines)
+    assert directory.read_config()["result"]["chosen_by"] == how
+    assert f"chosen by {how} on the 45 training rows" in directory.report_path.read_text()
+    arrays, _ = directory.read_probes()
+    assert arrays["k_fold_mse"].shape[0] == 4 and "leave_one_out_mse" not in arrays
+    # The same probes from rows: a refit by scikit-learn at the alpha that was chosen.
+    table = jaxprobe.load_table(str(places), target=["latitude", "longitude"])
+    states = jaxprobe.extract_states(jaxprobe.load_model(model), table)
+    predictions = directory.read_predictions().set_index(["layer", "row"])
+    scores = directory.read_scores().set_index(["metric", "split", "target", "layer"])["alpha"]
+    for state in states:
+        alpha = scores["r2", "test", "mean", state]
+        probe = Ridge(alpha).fit(states[state][~table.is_test].astype(np.float64), table.targets[~table.is_test])
+        found = predictions.loc[state][["predicted_latitude", "predicted_longitude"]]
+        expected = probe.predict(states[state][table.is_test])
+        np.testing.assert_allclose(found.loc[np.flatnonzero(table.is_test)], expected, rtol=1e-3, atol=0.05)  # degrees
+    run(config, lines.append)
+    assert "finished: nothing to do" in lines[-1]
+
+
+def test_too_little_memory_is_said_before_any_work(model, places, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxprobe.extract.memory.free_memory", lambda: 1000)
+    for store in (True, False):
+        lines = []
+        with pytest.raises(InputError, match=r"needs 0.0\d GB of memory and this machine has 0.00 GB free"):
+            run(settings(model, places, tmp_path, target=("founded",), store=store), lines.append)
+        assert any(line.startswith("Memory: ") for line in lines)
+        assert not (tmp_path / "run").exists()
+
+
+def test_too_little_disk_is_said_before_any_work(model, places, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"GB free"):
+        run(settings(model, places, tmp_path, target=("founded",)))
+    assert not (tmp_path / "run").exists()
+
+
 def without_bos(model, tmp_path):
     folder = tmp_path / "no-bos"
     folder.mkdir()
@@ -144,6 +199,8 @@ BAD = {
     "dtype": ({"target": ("founded",), "dtype": "float16"}, "float16 overflows"),
     "text target": ({"target": ("continent",)}, "continent"),
     "data set": ({"dataset": "world_places"}, "Did you mean world_place"),
+    "fold group with a store": ({"target": ("founded",), "fold_group": "continent"}, "goes with --no-store"),
+    "no such fold group": ({"target": ("founded",), "store": False, "fold_group": "land"}, "Add --group land"),
     "model": ({"model": "./nowhere"}, "No model at"),
 }
 

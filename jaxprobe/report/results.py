@@ -35,7 +35,8 @@ class RunResults:
       scores: scores.parquet.
       entities: entities.parquet.
       predictions: predictions.parquet.
-      headline_layer: the layer chosen by leave-one-out on the training rows.
+      controls: controls.parquet, or None where the run has none.
+      headline_layer: the layer chosen on the training rows.
       layers: every state that has test scores, in the order of the forward pass.
       targets: names of the C targets.
     """
@@ -45,6 +46,7 @@ class RunResults:
     scores: pd.DataFrame
     entities: pd.DataFrame
     predictions: pd.DataFrame
+    controls: pd.DataFrame | None
     headline_layer: str
     layers: tuple[str, ...]
     targets: tuple[str, ...]
@@ -70,14 +72,19 @@ class RunResults:
         return str(self.result.get("model_description", ""))
 
     @property
+    def chosen_by(self) -> str:
+        """What chose the headline layer and the penalties, on the training rows."""
+        return str(self.result.get("chosen_by", "leave-one-out"))
+
+    @property
     def dataset(self) -> str:
         """The entity table's name."""
         return str(self.scores["dataset"].iloc[0])
 
     @property
     def prompt(self) -> str:
-        """The prompt, as it stands in the score table."""
-        return str(self.scores["prompt"].iloc[0])
+        """The prompt's template, or its name where the run wrote no template."""
+        return str(self.result.get("prompt", self.scores["prompt"].iloc[0]))
 
     @property
     def attribution(self) -> str:
@@ -154,7 +161,8 @@ def load_results(run: RunDirectory) -> RunResults:
         problems.append(f"{run.predictions_path}: {strangers} predictions are for rows that are no test entities.")
     if problems:
         raise InputError(*problems)
-    return RunResults(run, config, scores, entities, predictions, headline, layers, targets)
+    controls = run.read_controls() if run.controls_path.is_file() else None
+    return RunResults(run, config, scores, entities, predictions, controls, headline, layers, targets)
 
 
 def layer_position(layer: str) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprobe.report.controls import controls_in_words
 from jaxprobe.report.results import RunResults
 from jaxprobe.report.words import count, layer_title, prompt_in_words, with_interval, with_unit
 
@@ -68,11 +69,13 @@ def headline(results: RunResults) -> str:
         f"From the hidden states of <strong>{escape(layer_title(results.headline_layer))}</strong>, a linear probe "
         f"reads off {escape(what)}: test <strong>{with_interval(score)}</strong>."
     ]
-    if embed is not None and results.headline_layer != "embed":
-        sentences.append(f"The token embedding alone, the baseline, reaches {with_interval(embed)}.")
     sentences.append(_typical_error(results))
+    beside = controls_in_words(results)
+    if not beside and embed is not None and results.headline_layer != "embed":
+        beside = [f"The token embedding alone reaches {with_interval(embed)}."]
     trained = count(int(splits.get("train", 0)), "training row")
-    sentences.append(f"The layer was chosen by leave-one-out on the {trained}, never by a test score.")
+    chosen = f"The layer was chosen by {escape(results.chosen_by)} on the {trained}, never by a test score."
+    sentences += [*beside, chosen]
     return f'<p class="lead">{" ".join(sentence for sentence in sentences if sentence)}</p>'
 
 
