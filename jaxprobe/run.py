@@ -207,12 +207,11 @@ def _probe_stored(prepared: Prepared, say: Say, progress: Progress) -> tuple[Lay
     return probes, controlled
 
 
-def _probe_streamed(prepared: Prepared, say: Say, progress: Progress) -> tuple[LayerProbes, pd.DataFrame]:
-    """Probes from sums over rows, and an empty table of controls: those need rows."""
+def _probe_streamed(prepared: Prepared, say: Say, progress: Progress) -> tuple[LayerProbes, None]:
+    """Probes from sums over rows; no controls, which need rows."""
     model = _load(prepared, progress)
     options = {"seed": prepared.config.seed, "progress": progress} | _names(prepared)
-    probes = stream_probes(model, *prepared.passes, prepared.table, prepared.folds, **options)
-    return probes, probes.scores.iloc[:0].assign(control="", resampled="")
+    return stream_probes(model, *prepared.passes, prepared.table, prepared.folds, **options), None
 
 
 def _names(prepared: Prepared) -> dict[str, str]:
@@ -244,7 +243,9 @@ def _activations(prepared: Prepared, say: Say, progress: Progress):
     return open_activations(path)
 
 
-def write_results(prepared: Prepared, probes: LayerProbes, controlled: pd.DataFrame, seconds: dict[str, float]) -> None:
+def write_results(
+    prepared: Prepared, probes: LayerProbes, controlled: pd.DataFrame | None, seconds: dict[str, float]
+) -> None:
     """Writes every file of the run's folder; config.json gets its result last, which marks the run as finished."""
     directory, table = prepared.directory, prepared.table
     fit = probes.fit
@@ -265,7 +266,8 @@ def write_results(prepared: Prepared, probes: LayerProbes, controlled: pd.DataFr
         },
     )
     directory.write_scores(probes.scores)
-    directory.write_controls(controlled)
+    if controlled is not None:
+        directory.write_controls(controlled)
     directory.write_entities(entity_frame(table))
     directory.write_predictions(prediction_frame(table, probes))
     result = {

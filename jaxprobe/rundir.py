@@ -97,16 +97,18 @@ class RunDirectory:
     @property
     def is_complete(self) -> bool:
         """Whether the run ended: config.json holds a result and no other file is missing."""
-        files = (
+        config = self.read_config() if self.config_path.is_file() else {}
+        files = [
             self.probes_path,
             self.scores_path,
             self.scores_csv_path,
-            self.controls_path,
             self.entities_path,
             self.predictions_path,
             self.report_path,
-        )
-        return self.config_path.is_file() and "result" in self.read_config() and all(file.is_file() for file in files)
+        ]
+        if config.get("settings", {}).get("store", True):
+            files.append(self.controls_path)  # made from stored states
+        return "result" in config and all(file.is_file() for file in files)
 
     def check_owner(self, config: Mapping[str, Any]) -> None:
         """Refuse a folder that belongs to something else; an empty, absent or own folder passes.

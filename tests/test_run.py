@@ -139,7 +139,7 @@ def test_a_run_without_a_store_writes_the_same_files(model, places, tmp_path, fo
     )
     lines = []
     directory = run(config, lines.append)
-    assert directory.is_complete and not directory.activations_path.exists()
+    assert directory.is_complete and not directory.activations_path.exists() and not directory.controls_path.exists()
     assert read_config(directory.config_path) == config
     how = "leaving out each of 3 values of continent" if fold_group else "5-fold cross-validation"
     assert any(f"not stored: penalties are chosen by {how}" in line for line in lines)
