@@ -1,0 +1,148 @@
+"""README tables and plots from benchmarks/results/*.json, so that no figure is typed by hand.
+
+    python benchmarks/tables.py           # rewrites README.md between its markers, and the plots beside the JSON files
+    python benchmarks/tables.py --check   # says whether README.md is up to date
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``; NAME is a result file's name.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, Python sees only this folder
+
+from benchmarks.engines import ENGINES
+from jaxprobe.files import replacing
+
+RESULTS = ROOT / "benchmarks" / "results"
+_MARKED = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
+
+
+def extraction_table(result: dict[str, Any]) -> str:
+    """One row for each engine and dtype of each table; then what was measured on, and what was not compared."""
+    lines = [
+        "| table, prompt | engine | dtype | entities/s | jaxprobe is faster by | = fewer slots × rate "
+        "| slots per distinct prefix | GFLOP/s executed (of own best matmul) | peak memory |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for table in result["tables"]:
+        for entry in table["engines"]:
+            speed = entry["speed_up_of_jaxprobe"]
+            ours = entry["engine"] == "jaxprobe"
+            cells = (
+                f"{table['dataset']}, {table['prompt']}",
+                ENGINES[entry["engine"]][1],
+                entry["dtype"],
+                number(entry["entities_per_s"]),
+                "" if ours else f"{speed['factor']:.1f}×",
+                "" if ours else f"{speed['fewer_slots']:.1f} × {speed['rate']:.1f}",
+                f"{entry['slots_per_prefix']:.2f}",
+                f"{number(entry['executed_gflops'])} ({entry['of_best_matmul']:.0%})",
+                f"{entry['peak_bytes'] / 1e9:.1f} GB",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *extraction_notes(result)])
+
+
+def extraction_notes(result: dict[str, Any]) -> list[str]:
+    """Sentences under a table, from the file's own fields."""
+    machine, versions = result["machine"], result["machine"]["versions"]
+    devices = sorted({worker["device"] for worker in result["workers"].values()})
+    notes = [
+        f"{result['model']['name']} on {machine['processor']}, {machine['cores']} cores, device {', '.join(devices)}; "
+        f"jax {versions['jax']}, torch {versions['torch']}, transformers {versions['transformers']}. "
+        f"Medians of {result['settings']['rounds']} alternating rounds."
+    ]
+    for table in result["tables"]:
+        for entry in table["engines"]:
+            if "whole" in entry:
+                notes.append(
+                    f"{table['dataset']}, {table['prompt']}, {entry['dtype']}: jaxprobe's whole table of "
+                    f"{table['entities']:,} entities took {entry['whole']['seconds'] + entry['plan_s']:.1f} s "
+                    f"({number(entry['whole']['entities_per_s'])} entities/s), planning included; its slots ran at "
+                    f"{entry['of_scan']:.0%} of the rate of a scan of the same layers' matmuls alone."
+                )
+    notes.append("Not compared: " + "; ".join(f"{name} ({why})" for name, why in result["not_compared"].items()) + ".")
+    return [notes[0], "", *(f"- {note}" for note in notes[1:])]
+
+
+# The start of a result file's name -> what writes its table. Files of other benchmarks add their own.
+WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {"extraction": extraction_table}
+
+
+def number(value: float) -> str:
+    """Three significant digits, or whole numbers with separators."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def with_tables(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every marked table made anew. Raises ValueError for a marker without a result file."""
+
+    def fill(match: re.Match) -> str:
+        path = results / f"{match[2]}.json"
+        writer = next((writer for start, writer in WRITERS.items() if match[2].startswith(start)), None)
+        if writer is None or not path.is_file():
+            raise ValueError(f"Table {match[2]} is marked, but {path.name} is not in {results} or has no writer.")
+        return f"{match[1]}{writer(json.loads(path.read_text()))}\n{match[3]}"
+
+    return _MARKED.sub(fill, text)
+
+
+def plot_extraction(result: dict[str, Any], path: Path) -> None:
+    """Entities a second by engine, one panel for each table; a logarithmic scale, and each bar's own figure."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    colours = {"float32": "#0072b2", "bfloat16": "#e69f00"}
+    tables = result["tables"]
+    bars = max(len(table["engines"]) for table in tables)
+    size = (9, len(tables) * (0.3 * bars + 1.2))
+    figure, axes = pyplot.subplots(len(tables), 1, figsize=size, squeeze=False, layout="constrained", sharex=True)
+    for axis, table in zip(axes[:, 0], tables, strict=True):
+        entries = table["engines"][::-1]
+        rates = [entry["entities_per_s"] for entry in entries]
+        drawn = axis.barh(
+            [f"{ENGINES[entry['engine']][1]} ({entry['dtype']})" for entry in entries],
+            rates,
+            color=[colours[entry["dtype"]] for entry in entries],
+        )
+        axis.bar_label(drawn, [number(rate) for rate in rates], padding=3)
+        axis.set(xscale="log", xlabel="entities a second", title=f"{table['dataset']}, prompt {table['prompt']}")
+        axis.margins(x=0.1)
+        axis.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def main(readme: Path = ROOT / "README.md", check: bool = False) -> None:
+    """Rewrite the README's tables and the plots from the result files.
+
+    Args:
+        readme: The file with the markers.
+        check: Change nothing; end with an error where a table is not what the result files say.
+    """
+    text = readme.read_text()
+    made = with_tables(text)
+    if check:
+        if made != text:
+            sys.exit(f"{readme.name} does not match benchmarks/results: run python benchmarks/tables.py")
+        return
+    if made != text:
+        with replacing(readme) as path:
+            path.write_text(made)
+    for path in sorted(RESULTS.glob("extraction*.json")):
+        plot_extraction(json.loads(path.read_text()), path.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
