@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from jaxprobe.errors import InputError
 from jaxprobe.files import differences, replacing
@@ -213,7 +213,8 @@ class RunDirectory:
         """Write probes.safetensors; metadata holds strings only, among them "headline_layer"."""
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         with replacing(self.probes_path) as temporary:
-            save_file(contiguous, temporary, metadata=dict(metadata))
+            # Not save_file: it makes a file that only its owner can read.
+            temporary.write_bytes(save(contiguous, metadata=dict(metadata)))
 
     def read_probes(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Read the arrays of probes.safetensors and its metadata."""

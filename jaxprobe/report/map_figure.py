@@ -108,11 +108,12 @@ def _land() -> Path:
 
 
 def _point_colours(frame: pd.DataFrame, colouring: Colouring | None) -> np.ndarray:
-    """A colour for each row: by group, or by true longitude where no group says where a place is."""
-    if colouring is not None:
-        return np.array([colouring.colours[label] for label in colouring.labels])
-    longitude = frame["true_longitude"].rank(pct=True).to_numpy()
-    return np.array([mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis"](0.05 + 0.85 * longitude)])
+    """[N, 4] RGBA of each row: by group, or by true longitude where no group says where a place is."""
+    if colouring is None:
+        longitude = frame["true_longitude"].rank(pct=True).to_numpy()
+        return mpl.colormaps["viridis"](0.05 + 0.85 * longitude)
+    palette = {label: mpl.colors.to_rgba(colour) for label, colour in colouring.colours.items()}
+    return np.array([palette[label] for label in colouring.labels])
 
 
 def _legend(axes: Axes, colouring: Colouring | None) -> None:

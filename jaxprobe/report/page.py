@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from jaxprobe.errors import InputError
 from jaxprobe.files import replacing
 from jaxprobe.report import sections
+from jaxprobe.report.controls import control_table
 from jaxprobe.report.figures import write_figures
 from jaxprobe.report.payload import encode_runs
 from jaxprobe.report.results import RunResults, load_results
@@ -44,11 +45,12 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: Path | None = N
         write_figures(results)
     path = path or run.report_path
     with replacing(path) as temporary:
-        temporary.write_text(_page(runs), encoding="utf-8")
+        temporary.write_text(render_page(runs), encoding="utf-8")
     return path
 
 
-def _page(runs: Sequence[RunResults]) -> str:
+def render_page(runs: Sequence[RunResults]) -> str:
+    """The page's HTML, for the runs given; the first is shown first."""
     # A "<" in a JSON string may as well be written as its escape; then no name can close the script element.
     data = json.dumps(encode_runs(runs), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     first = runs[0]
@@ -57,6 +59,7 @@ def _page(runs: Sequence[RunResults]) -> str:
         style=_asset("page.css"),
         opening=sections.opening(runs, _title(runs)),
         main_title="Where the names fall" if first.is_place else "True and predicted",
+        controls=_for_each(runs, _controls),
         scores=_for_each(runs, sections.score_table),
         notes=_for_each(runs, sections.notes),
         colophon=_for_each(runs, sections.colophon),
@@ -74,6 +77,11 @@ def _title(runs: Sequence[RunResults]) -> str:
 def _for_each(runs: Sequence[RunResults], section: Callable[[RunResults], str]) -> str:
     """A section of every run; the page's script shows that of the chosen one."""
     return "".join(f'<div data-run="{index}">{section(results)}</div>' for index, results in enumerate(runs))
+
+
+def _controls(results: RunResults) -> str:
+    table = control_table(results)
+    return f"<section><h2>Beside its controls</h2>{table}</section>" if table else ""
 
 
 def _asset(name: str) -> str:

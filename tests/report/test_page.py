@@ -4,7 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jaxprobe.report.page import write_report
+from jaxprobe.errors import InputError
+from jaxprobe.report.page import render_page, write_report
+from jaxprobe.report.results import load_results
 
 HOSTILE = "</script></style><img src=x onerror=alert(1)> \"double\" 'single' & \u0645\u062f\u064a\u0646\u0629 🏙️"
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -40,7 +42,7 @@ class Page(HTMLParser):
 
 
 def read(run) -> Page:
-    return Page(write_report(run).read_text(encoding="utf-8"))
+    return Page(render_page([load_results(run)]))
 
 
 def test_headline_is_in_words_with_its_baseline(place_run):
@@ -48,7 +50,7 @@ def test_headline_is_in_words_with_its_baseline(place_run):
     chosen, embed = scores.loc[("4", "mean", "r2")], scores.loc[("embed", "mean", "r2")]
     text = read(place_run).text
     assert f"test R² {chosen['value']:.3f} [{chosen['ci_low']:.3f}, {chosen['ci_high']:.3f}]" in text
-    assert f"The token embedding alone, the baseline, reaches R² {embed['value']:.3f}" in text
+    assert f"The token embedding alone reaches R² {embed['value']:.3f}" in text
     assert f"within {scores.loc[('4', 'place', 'error_km_median'), 'value']:,.0f} [" in text
     assert "leave-one-out on the 479 training rows" in text
 
@@ -93,3 +95,22 @@ def test_text_from_data_is_never_markup(request, fixture):
     hostile = read(run)
     assert [(tag, sorted(attributes)) for tag, attributes in hostile.tags] == plain
     assert hostile.text.count(HOSTILE) >= 4
+
+
+def test_report_and_figures_are_written_into_the_run(place_run, time_run, tmp_path):
+    assert write_report(place_run) == place_run.report_path
+    assert place_run.report_path.read_text(encoding="utf-8") == render_page([load_results(place_run)])
+    assert (place_run.figures_path / "map.png").is_file()
+    assert write_report(place_run, time_run, path=tmp_path / "both.html") == tmp_path / "both.html"
+    page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert [row[1] for row in page.rows if row[0] == "tiny"] == ["cities", "art"]
+
+
+def test_every_unusable_run_is_named_at_once(place_run, time_run):
+    place_run.predictions_path.unlink()
+    time_run.config_path.unlink()
+    with pytest.raises(InputError) as caught:
+        write_report(place_run, time_run)
+    assert str(place_run.predictions_path) in str(caught.value)
+    assert str(time_run.config_path) in str(caught.value)
+    assert not place_run.report_path.exists()

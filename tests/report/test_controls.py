@@ -1,0 +1,57 @@
+"""What else would explain the score stands beside it, in words and in full."""
+
+import numpy as np
+import pytest
+
+from jaxprobe.report.page import render_page
+from jaxprobe.report.results import load_results
+from tests.report.invented import control_rows
+from tests.report.test_page import Page
+
+
+def page_of(run) -> Page:
+    return Page(render_page([load_results(run)]))
+
+
+def test_headline_says_what_is_reached_without_the_layers(place_run):
+    place_run.write_controls(control_rows())
+    text = page_of(place_run).text
+    assert "The token embedding alone reaches R² 0.261 [0.241, 0.281], which the probe exceeds." in text
+    assert "The spelling alone, without a model, reaches R² 0.852 [0.830, 0.870], more than the probe." in text
+
+
+def test_a_lead_within_its_interval_is_called_none(place_run):
+    controls = control_rows()
+    spelling = (controls["control"] == "ngrams") & (controls["metric"] == "selectivity")
+    controls.loc[spelling, ["value", "ci_low", "ci_high"]] = 0.01, -0.01, 0.03
+    place_run.write_controls(controls)
+    assert "R² 0.852 [0.830, 0.870], no less than the probe within the interval." in page_of(place_run).text
+
+
+def test_every_control_has_a_row(place_run):
+    place_run.write_controls(control_rows())
+    rows = page_of(place_run).rows
+    start = rows.index(["", "test R²", "probe less this", "p"]) + 1
+    numbers = [row[1:] for row in rows[start : start + 6]]
+    assert numbers == [
+        ["0.800 [0.780, 0.820]", "–", "–"],
+        ["0.261 [0.241, 0.281]", "0.539 [0.510, 0.570]", "–"],
+        ["0.852 [0.830, 0.870]", "−0.052 [−0.081, −0.023]", "–"],
+        ["0.966 [0.960, 0.970]", "–", "–"],
+        ["0.800 [0.655, 0.845]", "–", "–"],
+        ["−0.001 [−0.002, 0.000]", "–", "0.05"],
+    ]
+    names = [row[0] for row in rows[start : start + 6]]
+    assert names[3].startswith("The mean of its country")
+    assert names[4].startswith("The probe, whole groups of country resampled")
+
+
+@pytest.mark.parametrize("with_embed", [True, False])
+def test_without_controls_the_embed_state_stands_alone(place_run, with_embed):
+    if not with_embed:
+        scores = place_run.read_scores()
+        place_run.write_scores(scores[scores["layer"] != "embed"])
+    page = page_of(place_run)
+    assert ("The token embedding alone reaches R²" in page.text) == with_embed
+    assert "Beside its controls" not in page.text
+    assert np.all(["probe less this" not in row for row in page.rows])
