@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from jaxprobe.errors import InputError
 from jaxprobe.probes import factors, solve
 from jaxprobe.probes.moments import Moments, shifted
-from jaxprobe.probes.spread import batches, layer_mesh
+from jaxprobe.probes.spread import batches, gather, layer_mesh
 
 
 class RidgeFit(NamedTuple):
@@ -118,8 +118,10 @@ def fit_states(
     """
     rows = np.asarray(rows)
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    if not activations:
+        raise InputError("There are no states to fit. Extract some first.")
     options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices
-    return _fit(list(activations), lambda name: activations[name][rows], y, *options)
+    return _fit(list(activations), lambda name: gather(name, activations[name], rows), y, *options)
 
 
 def predict(fit: RidgeFit, x: np.ndarray | Array) -> Float[np.ndarray, "L N C"]:

@@ -181,5 +181,9 @@ def test_bad_input_is_refused_with_every_problem():
         predict(fit, x)
     with pytest.raises(InputError, match="7 dimensions, the probe 8"):
         predict_layer(fit, 0, x[0, :, :7])
+    with pytest.raises(InputError, match="State 'a' has shape \\(60, 8\\); wanted"):
+        fit_states({"a": x[0]}, np.arange(1, 61), y)
+    with pytest.raises(InputError, match="no states"):
+        fit_states({}, np.arange(60), y)
     with pytest.raises(InputError, match="'b' has shape"):
         fit_states({"a": x[0], "b": x[0, :, :5]}, np.arange(60), y)
