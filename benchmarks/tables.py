@@ -15,12 +15,12 @@ from typing import Any
 
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script, Python sees only this folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
 
 from benchmarks.engines import ENGINES
 from jaxprobe.files import replacing
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 _MARKED = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
 

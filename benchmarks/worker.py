@@ -140,10 +140,17 @@ class Worker:
 
             return JaxProbe(self.model)
         from benchmarks.baselines.paper_loop import PaperLoop
+        from benchmarks.baselines.traced import NNsight, TransformerLens
         from benchmarks.baselines.tuned import Tuned
 
         if engine == "paper_loop":
             return PaperLoop(self.model)
+        if engine == "transformer_lens":
+            from jaxprobe.models.load import open_model
+
+            return TransformerLens(self.model, open_model(self.model_name).tokenizer)
+        if engine == "nnsight":
+            return NNsight(self.model)
         return Tuned(self.model, cache_prefix=engine.startswith("prefix"), compiled=engine.endswith("compiled"))
 
     def _run(self, engine: str, parts: list[int]) -> dict[str, float]:

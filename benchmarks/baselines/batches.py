@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+PAPER_BATCH = 128  # the default of the paper's code
+
 
 class Batch(NamedTuple):
     """n sequences, padded on the right to the longest; padding follows every real token, so causality hides it."""

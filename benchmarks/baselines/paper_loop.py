@@ -10,9 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.baselines.batches import Batch, in_file_order
-
-BATCH = 128
+from benchmarks.baselines.batches import PAPER_BATCH, Batch, in_file_order
 
 
 class PaperLoop:
@@ -26,7 +24,7 @@ class PaperLoop:
         self.extra_flops = 2 * config.hidden_size * config.vocab_size  # a token: the output head
 
     def plan(self, ids: np.ndarray, starts: np.ndarray) -> None:
-        self.batches = in_file_order(ids, starts, BATCH)
+        self.batches = in_file_order(ids, starts, PAPER_BATCH)
 
     def slots(self) -> list[int]:
         return [batch.tokens.size for batch in self.batches]
@@ -37,7 +35,7 @@ class PaperLoop:
     once = 0  # slots that are run one time for the whole table
 
     def settings(self) -> dict:
-        return {"batch": BATCH, "attention": self.model.config._attn_implementation}
+        return {"batch": PAPER_BATCH, "attention": self.model.config._attn_implementation}
 
     def warm_parts(self, sample: list[int]) -> list[int]:
         return []

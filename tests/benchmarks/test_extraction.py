@@ -14,7 +14,7 @@ from jaxprobe.data.catalog import load_table
 from tests.extract import test_forward
 from tests.tiny_llama import save_llama, save_tokenizer
 
-ENTITIES = 96
+ENTITIES = 300
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,7 @@ def test_schemes_run_fewer_and_fewer_slots(result):
     slots = {entry["engine"]: entry["slots"] for entry in table["engines"]}
     prefixes = table["distinct_prefixes"]
     assert slots["paper_loop"] > slots["tuned"] > slots["prefix_cached"] > prefixes
-    # All 96 entities fit into one batch of the paper's loop, which pads to the longest.
-    assert slots["paper_loop"] % ENTITIES == 0 and slots["paper_loop"] >= table["tokens"]
+    assert slots["paper_loop"] >= table["tokens"]
 
 
 def test_figures_follow_from_raw_samples(result):

@@ -1,0 +1,111 @@
+"""Tables and plots follow from the result files, and the README's from the committed ones."""
+
+import json
+
+import pytest
+
+from benchmarks import paper, tables
+from jaxprobe.models.config import from_hugging_face
+
+ENTRY = {
+    "engine": "jaxprobe",
+    "dtype": "float32",
+    "entities_per_s": 1234.5,
+    "slots_per_prefix": 1.034,
+    "executed_gflops": 321.4,
+    "of_best_matmul": 0.876,
+    "of_scan": 0.912,
+    "peak_bytes": 2_500_000_000,
+    "plan_s": 0.25,
+    "whole": {"seconds": 31.75, "entities_per_s": 1236.2},
+    "speed_up_of_jaxprobe": {"factor": 1.0, "fewer_slots": 1.0, "rate": 1.0, "planning": 1.0},
+}
+THEIRS = ENTRY | {"engine": "tuned", "entities_per_s": 61.7, "of_best_matmul": 0.5} | {
+    "speed_up_of_jaxprobe": {"factor": 20.0, "fewer_slots": 5.0, "rate": 4.0, "planning": 1.0}
+}  # fmt: skip
+RESULT = {
+    "settings": {"rounds": 3},
+    "machine": {
+        "processor": "a processor",
+        "cores": 2,
+        "versions": {"jax": "1", "torch": "2", "transformers": "3"},
+    },
+    "model": {"name": "a model"},
+    "workers": {"jax-float32": {"device": "cpu"}},
+    "tables": [
+        {
+            "dataset": "cities",
+            "prompt": "coords",
+            "entities": 39_585,
+            "engines": [ENTRY, {key: value for key, value in THEIRS.items() if key != "whole"}],
+        }
+    ],
+    "not_compared": {"vllm": "needs a GPU"},
+}
+
+
+def test_a_marked_table_is_replaced_and_the_rest_kept(tmp_path):
+    (tmp_path / "extraction-a.json").write_text(json.dumps(RESULT))
+    text = "before\n<!-- table:extraction-a -->\nold\n<!-- /table:extraction-a -->\nafter\n"
+    made = tables.with_tables(text, tmp_path)
+    assert made.startswith("before\n<!-- table:extraction-a -->\n| table, prompt |")
+    assert made.endswith("<!-- /table:extraction-a -->\nafter\n") and "old" not in made
+    assert "| cities, coords | 2. tuned | float32 | 61.7 | 20.0× | 5.0 × 4.0 | 1.03 | 321 (50%) | 2.5 GB |" in made
+    assert "39,585 entities took 32.0 s (1,236 entities/s), planning included" in made
+    assert "Not compared: vllm (needs a GPU)." in made
+    assert tables.with_tables(made, tmp_path) == made
+
+
+def test_a_marker_without_a_result_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="extraction-b is marked"):
+        tables.with_tables("<!-- table:extraction-b -->\n<!-- /table:extraction-b -->", tmp_path)
+
+
+def test_the_plot_names_every_engine(tmp_path):
+    tables.plot_extraction(RESULT, tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "jaxprobe (float32)" in drawn and "2. tuned (float32)" in drawn and "1,234" in drawn
+
+
+def test_readme_matches_the_result_files():
+    readme = tables.ROOT / "README.md"
+    if not readme.is_file() or "<!-- table:" not in readme.read_text():
+        pytest.skip("README.md has no marked table")
+    assert tables.with_tables(readme.read_text()) == readme.read_text()
+
+
+@pytest.mark.parametrize("model", list(paper.LLAMA_2))
+def test_hours_follow_from_llama_2s_parameters(model):
+    layers, width, mlp, keys = paper.LLAMA_2[model]
+    fields = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 128,
+        "num_key_value_heads": keys // 128,
+        "max_position_embeddings": 4096,
+        "vocab_size": paper.VOCABULARY,
+        "rms_norm_eps": 1e-5,
+    }
+    config = from_hugging_face(fields)
+    # What a token meets: all parameters but the embedding and the norms' gains.
+    weights = config.parameter_count() - config.vocabulary * width - (2 * layers + 1) * width
+    # Published sizes: 6.74, 13.0 and 69.0 billion with embedding and head.
+    published = {"Llama-2-7B": 6.74e9, "Llama-2-13B": 13.0e9, "Llama-2-70B": 69.0e9}[model]
+    assert weights + 2 * paper.VOCABULARY * width == pytest.approx(published, rel=0.01)
+    tokens = 10**7
+    half = paper.Scheme(utilisation=0.5, head=False)
+    assert paper.hours(tokens, model, "NVIDIA H100 SXM", half) == pytest.approx(2 * weights * tokens / 494.5e12 / 3600)
+    assert paper.hours(tokens, model, "NVIDIA A100", half._replace(head=True)) == pytest.approx(
+        2 * (weights + width * paper.VOCABULARY) * tokens / 156e12 / 3600
+    )
+
+
+def test_utilisations_are_medians_of_each_scheme():
+    entry = lambda engine, share: {"engine": engine, "dtype": "float32", "of_best_matmul": share}
+    result = {
+        "tables": [{"engines": [entry("jaxprobe", ours), entry("paper_loop", ours / 2)]} for ours in (0.9, 0.2, 0.8)]
+    }
+    schemes = paper.measured_schemes(result, "float32")
+    assert schemes == {"jaxprobe": paper.Scheme(0.8, False), "paper_loop": paper.Scheme(0.4, True)}
