@@ -19,6 +19,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.progress import ConsoleProgress
 
 UNUSABLE_INPUT, INTERRUPTED = 2, 130
+WIDTH = 240  # of tables that are not printed on a terminal
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()

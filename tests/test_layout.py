@@ -15,7 +15,8 @@ RANKS = [
     {"extract"},
     {"experiments"},
     {"report"},
-    {"run", "experiment", "paper", "doctor", "plan"},
+    {"run", "experiment", "predict", "doctor", "plan"},
+    {"paper"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,198 @@
+"""Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxprobe.config import RunConfig, read_config
+from jaxprobe.data.catalog import load_table
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.prompts import find_prompt
+from jaxprobe.errors import InputError
+from jaxprobe.experiments import blocks, controls, dateline, entity_types, prompts
+from jaxprobe.extract.activations import open_activations
+from jaxprobe.extract.collect import extract_states
+from jaxprobe.files import replacing
+from jaxprobe.mesh import make_mesh, parse_mesh
+from jaxprobe.models.llama import random_llama
+from jaxprobe.models.load import DTYPES, LanguageModel, choose_dtype, open_model
+from jaxprobe.rundir import RunDirectory
+
+
+class OpenRun(NamedTuple):
+    """A finished run with its states, as an experiment wants it."""
+
+    directory: RunDirectory
+    config: RunConfig
+    table: EntityTable
+    activations: Mapping[str, np.ndarray]
+    headline: str
+    model: str
+    prompt: str
+
+
+def open_run(path: Path) -> OpenRun:
+    """The run in a folder.
+
+    Raises:
+      InputError: no run, one that is not finished or keeps no states, or a table that has changed since.
+    """
+    directory = RunDirectory(path)
+    config = read_config(directory.config_path)
+    again = f"jaxprobe run --config {directory.config_path}"
+    if "result" not in directory.read_config():
+        raise InputError(f"{path} is not finished. Go on with: {again} --out {path}")
+    if not directory.activations_path.is_dir():
+        raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")
+    table = load_run_table(config)
+    entities = directory.read_entities()
+    targets = entities[[f"true_{name}" for name in table.target_names if f"true_{name}" in entities]].to_numpy()
+    if list(table.texts) != list(entities["text"]) or not np.array_equal(targets, table.targets):
+        raise InputError(f"Table {config.dataset} is not the one {path} was made from. Run it anew: {again} --out NEW")
+    result = directory.read_config()["result"]
+    prompt = find_prompt(table.name, config.prompt).name
+    activations = open_activations(directory.activations_path)
+    return OpenRun(directory, config, table, activations, result["headline_layer"], result["model"], prompt)
+
+
+def load_run_table(config: RunConfig) -> EntityTable:
+    """The table that a run's settings name."""
+    names = ("text", "target", "split", "group", "data_dir", "limit", "seed")
+    return load_table(config.dataset, **{name: getattr(config, name) for name in names})
+
+
+def layers(runs: Sequence[Path]) -> pd.DataFrame:
+    """Test scores by layer of several runs on one scale: ``depth`` is 0 at the embedding and 1 after the last block."""
+    frames = []
+    for path in runs:
+        scores = RunDirectory(path).read_scores()
+        number = pd.to_numeric(scores["layer"], errors="coerce") + 1
+        depth = (number / number.max()).mask(scores["layer"] == "embed", 0.0).mask(scores["layer"] == "final_norm", 1.0)
+        frames.append(scores.assign(depth=depth, run=str(path)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def transfer(runs: Sequence[Path], state: str | None = None) -> pd.DataFrame:
+    """experiments/prompts.py over runs of one table and model under different prompts."""
+    opened = [open_run(path) for path in runs]
+    first = opened[0]
+    problems = [
+        f"{run.directory.path} is of {run.model}, {run.table.name} ({len(run.table):,} rows); {first.directory.path} "
+        f"of {first.model}, {first.table.name} ({len(first.table):,} rows). Take runs that differ in the prompt only."
+        for run in opened[1:]
+        if run.model != first.model or not _same_rows(run.table, first.table)
+    ]
+    named = [run.prompt for run in opened]
+    problems += [
+        f"{named.count(name)} runs have prompt {name!r}. Take one of them."
+        for name in set(named)
+        if named.count(name) > 1
+    ]
+    if problems:
+        raise InputError(*problems)
+    activations = {run.prompt: run.activations for run in opened}
+    return prompts.run(activations, first.table, state or first.headline, **_names(first, "model", "seed"))
+
+
+def hold_out(
+    runs: Sequence[Path],
+    group: Sequence[str] = (),
+    held: Sequence[str] = (),
+    state: str | None = None,
+    cell_degrees: float = 5.0,
+    buffer_km: float = 100.0,
+) -> pd.DataFrame:
+    """experiments/blocks.py: for every group column, or those named, and for cells of the map where there is one."""
+    frames = []
+    for run in map(open_run, runs):
+        at = run.activations, run.table, state or run.headline
+        columns = tuple(group) or usable_groups(run.table)
+        if not columns and not run.table.is_place:
+            raise InputError(f"{run.directory.path} has no group to hold out. Run it with --group COLUMN.")
+        frames += [blocks.run(*at, column, held=held, **_names(run)) for column in columns]
+        if run.table.is_place and not group:
+            frames.append(blocks.run_spatial(*at, cell_degrees=cell_degrees, buffer_km=buffer_km, **_names(run)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def types(runs: Sequence[Path], group: str = "entity_type", state: str | None = None) -> pd.DataFrame:
+    """experiments/entity_types.py for each run."""
+    frames = []
+    for run in map(open_run, runs):
+        frames.append(entity_types.run(run.activations, run.table, state or run.headline, group, **_names(run)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def control(runs: Sequence[Path], state: str | None = None, random_weights: bool = False) -> pd.DataFrame:
+    """experiments/controls.py for each run; with random weights the architecture is run once more."""
+    frames = []
+    for run in map(open_run, runs):
+        wanted = state or run.headline
+        random = random_states(run.config, run.table, wanted) if random_weights else None
+        frames.append(controls.run(run.activations, run.table, wanted, random_weights=random, **_names(run)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def unit_vectors(runs: Sequence[Path], state: str | None = None) -> pd.DataFrame:
+    """experiments/dateline.py for each run."""
+    frames = []
+    for run in map(open_run, runs):
+        frames.append(dateline.run(run.activations, run.table, state or run.headline, **_names(run)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def random_states(config: RunConfig, table: EntityTable, state: str) -> Mapping[str, np.ndarray]:
+    """The state of every entity by the run's architecture with random weights, seeded, in memory."""
+    layer = int(state) if state.isdecimal() else None
+    last = None if state == "final_norm" else layer or 0
+    files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
+    mesh, dtype = make_mesh(parse_mesh(config.mesh) if config.mesh else None), choose_dtype(config.dtype)
+    weights = random_llama(files.config, mesh, DTYPES[dtype], config.seed)
+    model = LanguageModel(files, weights, mesh, dtype)
+    kept = () if layer is None else (layer,)
+    return extract_states(model, table, config.prompt, layers=kept, final_norm=state == "final_norm", seed=config.seed)
+
+
+def write_table(name: str, frame: pd.DataFrame, run: Path) -> Path:
+    """Writes experiments/NAME.parquet and .csv in the run's folder; returns the path of the CSV."""
+    folder = Path(run) / "experiments"
+    with replacing(folder / f"{name}.parquet") as temporary:
+        frame.to_parquet(temporary, index=False)
+    with replacing(folder / f"{name}.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    return folder / f"{name}.csv"
+
+
+def usable_groups(table: EntityTable) -> tuple[str, ...]:
+    """The group columns of which some group can be held out and another is left."""
+    return tuple(group for group, labels in table.groups.items() if _two_labels(table, np.asarray(labels).astype(str)))
+
+
+def _two_labels(table: EntityTable, labels: np.ndarray) -> bool:
+    names, counts = np.unique(labels[~table.is_test], return_counts=True)
+    tested = np.unique(labels[table.is_test], return_counts=True)
+    usable = set(names[counts > 1]) & {name for name, count in zip(*tested, strict=True) if count > 1}
+    return len(names) > 1 and bool(usable)
+
+
+def _same_rows(a: EntityTable, b: EntityTable) -> bool:
+    same = a.texts == b.texts and np.array_equal(a.targets, b.targets)
+    return same and np.array_equal(a.is_test, b.is_test)
+
+
+def _names(run: OpenRun, *wanted: str) -> dict[str, object]:
+    names = {"model": run.model, "prompt": run.prompt, "seed": run.config.seed}
+    return {name: names[name] for name in wanted or names}
+
+
+EXPERIMENTS: dict[str, Callable[..., pd.DataFrame]] = {
+    "layers": layers,
+    "prompts": transfer,
+    "blocks": hold_out,
+    "entity_types": types,
+    "controls": control,
+    "dateline": unit_vectors,
+}
