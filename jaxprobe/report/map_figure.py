@@ -65,7 +65,8 @@ def place_map(results: RunResults) -> Figure:
 def _draw_map(axes: Axes, extent: Extent, frame: pd.DataFrame, which: str, colours: np.ndarray, size: float) -> None:
     """Land, and a dot for each row of `frame` at its "true" or "predicted" place."""
     if extent.shows_coast:
-        axes.add_patch(PathPatch(_land(), facecolor=LAND, edgecolor=COAST, linewidth=0.5, zorder=1))
+        # Not add_patch: it would walk every vertex to widen limits that are set below.
+        axes.add_artist(PathPatch(_land(), facecolor=LAND, edgecolor=COAST, linewidth=0.5, zorder=1))
     # Drawn in a fixed random order, so that no group hides another because it comes later in the table.
     order = np.random.default_rng(0).permutation(len(frame))
     axes.scatter(

@@ -90,7 +90,7 @@ def _fetched(url, problems):
 def points(page) -> pd.DataFrame:
     """The drawn points: entity's place in the table, x, y, error."""
     trace = page.evaluate("document.getElementById('main-plot').data.find((trace) => trace.meta === 'points')")
-    frame = pd.DataFrame(trace["customdata"], columns=["at", "error"])
+    frame = pd.DataFrame(trace["customdata"], columns=["at", "error", "predicted", "error_km"])
     return frame.assign(x=trace["x"], y=trace["y"], at=frame["at"].astype(int)).sort_values("at", ignore_index=True)
 
 
@@ -200,6 +200,10 @@ def test_hover_shows_name_truth_prediction_and_error(runs, open_page):
     assert row["text"] in text and row["group_continent"] in text
     assert f"true {number(row['true_latitude'])}, {number(row['true_longitude'])}" in text
     assert f"error {row['error_km']:,.0f} km" in text
+    shown = text.split("predicted ")[1].split("error")[0].replace("−", "-").split(", ")
+    # Two decimals, and the page's own step.
+    wanted = [row["predicted_latitude"], row["predicted_longitude"]]
+    assert [float(value) for value in shown] == pytest.approx(wanted, abs=0.005 + steps(run, "predicted_longitude"))
 
 
 def test_strange_names_stay_whole_and_are_never_markup(runs, open_page):
@@ -241,7 +245,7 @@ def test_colours_and_legend_follow_the_choice(runs, open_page):
     page.select_option("#colour", ":error")
     assert set(points(page)["at"]) == set(everything["at"])
     trace = page.evaluate("document.getElementById('main-plot').data.find((trace) => trace.meta === 'points')")
-    assert trace["marker"]["color"] == [error for _, error in trace["customdata"]]
+    assert trace["marker"]["color"] == [point[1] for point in trace["customdata"]]
     assert page.locator("#legend button").count() == 0
 
 

@@ -96,28 +96,33 @@ function pointTrace(of, layer) {
   const colours = colouring(of);
   const at = colours ? shuffled(of).filter((i) => !state.hidden.has(colours.labelOf(rows[i]))) : shuffled(of);
   const narrow = byId("main-plot").clientWidth < 600;
-  const size = (rows.length > 3000 ? 4 : 5.5) * (narrow ? 0.65 : 1);
-  const digits = targetDigits(of);
-  const unit = unitOf(of) && " " + unitOf(of);
-  const predicted = of.is_place ? `%{y:.${digits}f}, %{x:.${digits}f}` : `%{y:.${digits}f}`;
-  const errors_ = `%{customdata[1]:,.${errorDigits(of)}f}`;
+  const size = rows.length > 3000 ? 4 : 5.5;
+  const columns = of.targets.map((_, target) => predictions(of, target, layer));
+  const predicted = (i) => columns.map((column) => targetText(of, column[i])).join(", ");
   const pick = (values) => at.map((i) => values[i]);
-  let marker;
-  if (colours) marker = { size, color: at.map((i) => colours.of(rows[i])), opacity: 0.8 };
-  else if (state.colour === BY_LONGITUDE)
-    marker = longitudeMarker(size, pick(Array.from(rows, (row) => truth(of, 1)[row])));
-  else marker = errorMarker(of, size, pick(error));
   return {
     type: pointType(of),
     mode: "markers",
     meta: "points",
     x: pick(x),
     y: pick(y),
-    customdata: at.map((i) => [rows[i], error[i]]),
+    customdata: at.map((i) => [rows[i], error[i], predicted(i), errorText(of, error[i])]),
     text: pick(hoverTexts(of)),
-    hovertemplate: `%{text}<br>predicted ${predicted}<br>error ${errors_}${unit}<extra></extra>`,
-    marker,
+    hovertemplate: "%{text}<br>predicted %{customdata[2]}<br>error %{customdata[3]}<extra></extra>",
+    marker: { opacity: 0.8, size: size * (narrow ? 0.65 : 1), ...pointColours(of, at, error) },
   };
+}
+
+/** Colours of the points at the given places among those shown: by group, by true longitude, or by error. */
+function pointColours(of, at, error) {
+  const rows = shownRows(of);
+  const colours = colouring(of);
+  if (colours) return { color: at.map((i) => colours.of(rows[i])) };
+  if (state.colour === BY_LONGITUDE) return longitudeColours(at.map((i) => truth(of, 1)[rows[i]]));
+  return errorColours(
+    of,
+    at.map((i) => error[i]),
+  );
 }
 
 const COLOUR_BAR = { thickness: 10, len: 0.9, x: 1, xpad: 4, outlinewidth: 0 };
@@ -129,19 +134,11 @@ const ERROR_COLOURS = [
   [1, "#D55E00"],
 ];
 
-function errorMarker(of, size, values) {
+function errorColours(of, values) {
   const sorted = headlineErrors(of).sort();
   const top = sorted[Math.floor(0.95 * (sorted.length - 1))] || 1;
   const title = { text: "error" + (unitOf(of) && ", " + unitOf(of)), side: "right" };
-  return {
-    size,
-    color: values,
-    cmin: 0,
-    cmax: top,
-    colorscale: ERROR_COLOURS,
-    opacity: 0.85,
-    colorbar: { title, ...COLOUR_BAR },
-  };
+  return { color: values, cmin: 0, cmax: top, colorscale: ERROR_COLOURS, colorbar: { title, ...COLOUR_BAR } };
 }
 
 // Dark in the west, light in the east: a map that the model knows shows the colours in their order.
@@ -151,9 +148,9 @@ const LONGITUDE_COLOURS = [
   [1, "#E69F00"],
 ];
 
-function longitudeMarker(size, values) {
+function longitudeColours(values) {
   const colorbar = { title: { text: "true longitude", side: "right" }, ...COLOUR_BAR };
-  return { size, color: values, colorscale: LONGITUDE_COLOURS, opacity: 0.85, colorbar };
+  return { color: values, colorscale: LONGITUDE_COLOURS, colorbar };
 }
 
 function headlineErrors(of) {
