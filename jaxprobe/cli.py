@@ -4,6 +4,7 @@ What takes seconds to import (JAX, transformers) is imported by the command that
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
 from jaxprobe.progress import ConsoleProgress
 
-UNUSABLE_INPUT, INTERRUPTED = 2, 130
+UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 WIDTH = 240  # of tables that are not printed on a terminal
 
 app = tyro.extras.SubcommandApp()
@@ -174,6 +175,22 @@ def dateline(runs: Runs, state: str | None = None) -> None:
     _experiment("dateline", runs, state=state)
 
 
+@app.command
+def export(run: tyro.conf.Positional[Path], out: Path, states: tuple[str, ...] = ()) -> None:
+    """Write a run's stored states as plain files, rows in the order of entities.parquet.
+
+    Args:
+        run: The run's folder.
+        out: A name that ends in .safetensors: one file. Any other: a folder, with STATE.npy for each state (float32).
+        states: Which ones: embed, 0, 1, ..., final_norm; default: all that are stored.
+    """
+    from jaxprobe.extract.export import export_activations
+    from jaxprobe.rundir import RunDirectory
+
+    for file in export_activations(RunDirectory(run).activations_path, out, states or None):
+        print(file)
+
+
 @data.command(name="list")
 def list_tables(data_dir: Path | None = None) -> None:
     """The named tables, and where each is at hand.
@@ -189,17 +206,35 @@ def list_tables(data_dir: Path | None = None) -> None:
     Console(highlight=False).print(table)
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as a scheduler sends it before it takes a machine away."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``jaxprobe``; exits with 0, 2 for input that can't be used, or 130 after Ctrl-C."""
+    """Entry point of ``jaxprobe``.
+
+    Exits with 0, 2 for input that can't be used, 130 after Ctrl-C, or 143 after SIGTERM.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         for problem in error.problems:
             log.print(f"[bold red]Error:[/] {escape(problem)}")
         sys.exit(UNUSABLE_INPUT)
-    except KeyboardInterrupt:
-        log.print("Interrupted. What is complete is kept; the same command goes on from there.")
-        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        terminated = isinstance(stop, _Terminated)
+        log.print(
+            f"{'Terminated' if terminated else 'Interrupted'}. Stored shards are kept: "
+            "the same command goes on from there (without a store it starts anew)."
+        )
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -228,17 +263,19 @@ def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
     if not runs:
         raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
     frame = EXPERIMENTS[name](runs, **options)
-    _print_frame(frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")], name)
+    shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]
+    varied = [column for column in shown if shown[column].nunique(dropna=False) > 1]
+    _print_frame(shown[varied], name)
     log.print(f"Every row: {write_table(name, frame, runs[0])}")
 
 
 def _print_frame(frame, title: str) -> None:
-    """The columns that vary, or that are the only ones; numbers to four digits."""
-    varied = [name for name in frame if frame[name].nunique(dropna=False) > 1 or len(frame) == 1]
-    table = Table(*varied, title=escape(title))
-    for row in frame[varied].itertuples(index=False):
+    """Every row and column; numbers to four digits."""
+    table = Table(*frame, title=escape(title))
+    for row in frame.itertuples(index=False):
         table.add_row(*(escape(f"{cell:,.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    # Off a terminal nothing is cut to 80 columns.
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def _print_scores(directory) -> None:

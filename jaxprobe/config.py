@@ -58,8 +58,9 @@ class RunConfig:
     """Check the stored states and compute damaged ones anew."""
 
 
-# What may differ between two starts of one run: where it lies, what it runs on and what it shows.
-NOT_IN_THE_KEY = ("out", "data_dir", "mesh", "show_tokens", "repair")
+# What may differ between two starts of one run: where things lie (their content is in the key), what it runs on and
+# what it shows.
+NOT_IN_THE_KEY = ("model", "revision", "tokenizer", "out", "data_dir", "mesh", "show_tokens", "repair")
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxprobe import cli
+from jaxprobe.extract.store import ActivationStore
 
 
 def call(*arguments, **options):
@@ -41,3 +44,21 @@ def test_config_belongs_to_run(tmp_path, capsys):
         cli.main(["demo", "--config", str(tmp_path / "config.json")])
     assert stop.value.code == 2
     assert "--config belongs to the command run" in capsys.readouterr().err
+
+
+def test_exports_a_run(tmp_path, capsys):
+    values = {state: np.arange(12, dtype=np.float32).reshape(4, 3) + i for i, state in enumerate(("embed", "0"))}
+    with ActivationStore.open(
+        tmp_path / "run" / "activations", {}, [np.arange(4)], tuple(values), 3, "float32"
+    ) as store:
+        store.write(0, values)
+    cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "plain"), "--states", "0"])
+    assert capsys.readouterr().out == f"{tmp_path / 'plain' / '0.npy'}\n"
+    np.testing.assert_array_equal(np.load(tmp_path / "plain" / "0.npy"), values["0"])
+    cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "all.safetensors")])
+    assert {name: tensor.tolist() for name, tensor in load_file(tmp_path / "all.safetensors").items()} == {
+        state: value.tolist() for state, value in values.items()
+    }
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "plain"), "--states", "7"])
+    assert stop.value.code == 2 and "has no state 7" in capsys.readouterr().err

@@ -47,7 +47,7 @@ class Manifest:
     """What a store holds.
 
     Attributes:
-      settings: what the states depend on: model, weights, tokens, prompt; never hardware or batch shape.
+      settings: what the states depend on: weights, tokens, prompt; never hardware or batch shape.
       states: state names, in model order.
       width: D.
       dtype: "float32" or "bfloat16".
@@ -55,6 +55,7 @@ class Manifest:
       shards: number of shards.
       row_order: digest of which rows each shard holds.
       versions: libraries that began the store; they don't bind who continues it.
+      source: the model's name and revision then, for information.
     """
 
     settings: Mapping[str, Any]
@@ -65,10 +66,11 @@ class Manifest:
     shards: int
     row_order: str
     versions: Mapping[str, str]
+    source: Mapping[str, str | None]
 
     def key(self) -> dict[str, Any]:
         """All that must be equal for two runs to share a store."""
-        return {name: value for name, value in asdict(self).items() if name != "versions"}
+        return {name: value for name, value in asdict(self).items() if name not in ("versions", "source")}
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

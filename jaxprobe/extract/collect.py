@@ -80,13 +80,17 @@ def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: 
 
 
 def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, Any]:
-    """All that the states' values depend on, and nothing of the hardware: the key of a store."""
+    """All that the states' values depend on, and nothing of the hardware: the key of a store.
+
+    Not the model's name or path either, which its weights and constants stand for: a folder may move.
+    """
     tokens = extraction.tokens
     digest = hashlib.sha256(tokens.ids.tobytes() + tokens.starts.tobytes()).hexdigest()
     return {
-        "model": files.source.name,
-        "revision": files.source.revision,
         "weights_sha256": weights_digest(files.checkpoint),
+        "norm_epsilon": files.config.norm_epsilon,
+        # Their last digits may differ between machines that computed them.
+        "rope_frequencies": [float(f"{value:.9g}") for value in files.config.rope_frequencies],
         "prompt": extraction.prompt.template,
         "tokens_sha256": digest,
     }
@@ -98,7 +102,10 @@ def open_store(
     """The store for this extraction: new, or going on where one ended. Raises InputError as `ActivationStore.open`."""
     rows = [shard.rows for shard in extraction.plan.shards]
     settings = extraction_settings(files, extraction)
-    return ActivationStore.open(path, settings, rows, extraction.states, extraction.width, dtype, repair=repair)
+    source = {"model": files.source.name, "revision": files.source.revision}
+    return ActivationStore.open(
+        path, settings, rows, extraction.states, extraction.width, dtype, source=source, repair=repair
+    )
 
 
 def fill_store(

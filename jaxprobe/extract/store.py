@@ -10,8 +10,11 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
 from os import PathLike
@@ -107,17 +110,19 @@ class ActivationStore:
         width: int,
         dtype: str,
         *,
+        source: Mapping[str, str | None] | None = None,
         repair: bool = False,
     ) -> "ActivationStore":
         """Makes the store, or goes on with the one that is there.
 
         Args:
           path: a folder; made where it is absent.
-          settings: what the states depend on, as JSON values: model, weights digest, tokens, prompt; not hardware.
+          settings: what the states depend on, as JSON values: weights digest, tokens, prompt; not hardware.
           rows: table rows of each shard; together 0..N-1, each once.
           states: state names.
           width: D.
           dtype: "float32" or "bfloat16".
+          source: the model's name and revision, to be kept for information; not compared.
           repair: first read everything that is there and drop what is damaged.
         Raises:
           InputError: not a folder, not a store, other settings, a newer format, another writer, no permission, or too
@@ -129,7 +134,7 @@ class ActivationStore:
                 f"{', '.join(DTYPES)}."
             )
         path = Path(path).absolute()  # which Orbax asks for
-        wanted = _manifest(settings, rows, states, width, dtype)
+        wanted = _manifest(settings, rows, states, width, dtype, source or {})
         finished = _check_folder(path, wanted, repair)
         lock = _take_lock(path, needed=repair or not finished)
         try:
@@ -173,21 +178,24 @@ class ActivationStore:
             # Orbax takes a full disk badly: it leaves a part of the shard, and threads that print to the terminal.
             if shutil.disk_usage(self.path).free < sum(leaf.nbytes for leaf in leaves.values()):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with self._options:
+            with self._options, _uninterrupted():
                 promise = ocp.save_async(self.path / str(shard), leaves, checkpointable_name=CHECKPOINTABLE)
+                self._in_flight = (shard, promise)
         except Exception as error:
             raise self._not_written(shard, error) from error
-        self._in_flight = (shard, promise)
 
     def wait(self) -> None:
         """Waits until what was handed over is on disk. Raises InputError where it could not be written."""
         if self._in_flight is None:
             return
-        (shard, promise), self._in_flight = self._in_flight, None
+        shard, promise = self._in_flight
         try:
             promise.result()
         except Exception as error:
+            self._in_flight = None
             raise self._not_written(shard, error) from error
+        # Only now: an interrupt while it waits leaves the shard to the wait in ``close``.
+        self._in_flight = None
         self._missing.discard(shard)
 
     def close(self) -> None:
@@ -230,8 +238,34 @@ class ActivationStore:
         )
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back until the block ends.
+
+    An exception in the middle of starting a save leaves Orbax's thread waiting, and with it the process, for minutes.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where signals are never handled
+        yield
+        return
+    received: list[int] = []
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    handlers = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        for number in received[:1]:
+            signal.raise_signal(number)
+
+
 def _manifest(
-    settings: Mapping[str, Any], rows: Sequence[np.ndarray], states: Sequence[str], width: int, dtype: str
+    settings: Mapping[str, Any],
+    rows: Sequence[np.ndarray],
+    states: Sequence[str],
+    width: int,
+    dtype: str,
+    source: Mapping[str, str | None],
 ) -> Manifest:
     order = np.concatenate(rows)
     if not np.array_equal(np.sort(order), np.arange(len(order))):
@@ -248,6 +282,7 @@ def _manifest(
         shards=len(rows),
         row_order=digest.hexdigest()[:16],
         versions={name: version(name) for name in ("jaxprobe", "jax", "orbax-checkpoint")},
+        source=dict(source),
     )
 
 

@@ -1,0 +1,70 @@
+"""Extractions of one model: what they share, and what a store is known by."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.errors import InputError
+from jaxprobe.extract.collect import extract_states, open_store, plan_extraction
+from jaxprobe.extract.forward import _compiled_root, _compiled_step
+from jaxprobe.mesh import make_mesh
+from jaxprobe.models.load import load_model, open_model
+from tests.tiny_llama import save_llama, save_tokenizer
+
+NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = save_tokenizer(folder, NAMES)
+    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table():
+    return EntityTable("towns", NAMES, np.zeros((10, 1)), ("year",), ("year",), np.arange(10) < 2)
+
+
+def test_prompts_share_a_compiled_program(folder, table):
+    model = load_model(str(folder), mesh=make_mesh({"data": 1}))
+    for compiled in (_compiled_step, _compiled_root):
+        compiled.cache_clear()  # of what other tests compiled
+    states = [extract_states(model, table, prompt)["2"] for prompt in ("empty", "In {}", "To {}")]
+    assert not np.allclose(states[1], states[2])  # each prompt was run
+    step = _compiled_step(model.config, ("embed", "0", "1", "2"), model.mesh, model.dtype)
+    assert step._cache_size() == 1
+    assert _compiled_root(model.config, model.mesh)._cache_size() == 1
+
+
+def test_a_store_goes_on_when_the_model_has_moved(folder, table, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    for name in (folder, moved):
+        files = open_model(str(name))
+        extraction = plan_extraction(files, table, mesh=make_mesh({"data": 1}))
+        with open_store(tmp_path / "store", files, extraction, "float32") as store:
+            assert store.missing == (0,)
+    # As it was begun.
+    assert json.loads((tmp_path / "store" / "manifest.json").read_text())["source"]["model"] == folder.name
+
+
+def test_other_constants_are_another_model(folder, table, tmp_path):
+    """Two models of the same weights that turn their queries differently have different states."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    config = (other / "config.json").read_text()
+    assert "10000.0" in config
+    (other / "config.json").write_text(config.replace("10000.0", "20000.0"))
+    for name in (folder, other):
+        files = open_model(str(name))
+        extraction = plan_extraction(files, table, mesh=make_mesh({"data": 1}))
+        if name == other:
+            with pytest.raises(InputError, match="settings.rope_frequencies"):
+                open_store(tmp_path / "store", files, extraction, "float32")
+        else:
+            open_store(tmp_path / "store", files, extraction, "float32").close()
