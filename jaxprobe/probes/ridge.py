@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from jaxprobe.errors import InputError
 from jaxprobe.probes import factors, solve
 from jaxprobe.probes.moments import Moments, shifted
-from jaxprobe.probes.spread import batches, gather, layer_mesh
+from jaxprobe.probes.spread import batches, gather
 
 
 class RidgeFit(NamedTuple):
@@ -76,8 +76,8 @@ def fit_ridge(
         less work for a few large folds); "generalised" (cross-validation, half the work of leave-one-out).
       groups: [N] labels of groups or folds, for leave_one_group_out and k_fold.
       dtype: "float32" (products in float32, eigendecomposition in float64) or "float64" (everything).
-      solver: "eigh", or "cholesky" (one a penalty, in the dtype); None takes Cholesky on TPU, where float64 is emulated
-        and eigendecompositions are slow. Groups and folds always take eigh.
+      solver: "eigh", or "cholesky" (one a penalty, in the dtype); None takes Cholesky on TPU and eigh elsewhere. Groups
+        and folds always take eigh. TPUs have no float64 linear algebra: what needs it is solved on the host.
       devices: the layers are spread over these; all local accelerators or one CPU by default.
       names: L names of the layers for messages; their numbers by default.
     Returns:
@@ -169,8 +169,8 @@ def fit_moments(
         problems.append("there are no states. Pass the moments of one or more.")
     if problems:
         raise InputError(*problems)
-    mesh = layer_mesh(jax.local_devices()[:1])
-    choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", "eigh", mesh)
+    mesh, engine = solve.place(jax.local_devices()[:1], "eigh", True, "float64")
+    choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", engine, mesh)
     solved, y_means, y_scales = [], [], []
     with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
         for name, of_folds in moments.items():
@@ -211,8 +211,6 @@ def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, sol
     problems = solve.check_targets(y) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
     if problems:
         raise InputError(*problems)
-    mesh = layer_mesh(devices)
-    choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, solver, mesh)
     y_mean, y_scale = y.mean(0), np.where(np.ptp(y, axis=0) > 0, y.std(0), 1.0)  # a constant has nothing to divide by
 
     def checked_read(name):
@@ -221,10 +219,13 @@ def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, sol
             raise InputError(f"State '{name}' has shape {state.shape}; wanted {len(y)} rows, one for each row of y.")
         return state
 
+    first = checked_read(names[0])
+    mesh, engine = solve.place(devices, solver, groups is not None, factors.product_dtype(*first.shape, dtype))
+    choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, engine, mesh)
     solved = []
     # After eigh the threads of OpenBLAS spin and halve the speed of XLA's next products.
     with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
-        for batch, x in batches(names, checked_read, mesh):
+        for batch, x in batches(names, checked_read, first, mesh):
             leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice)
             solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))
             solve.check_condition(batch, solved[-1], factors.product_dtype(*x.shape[1:], dtype))

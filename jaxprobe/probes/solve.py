@@ -15,7 +15,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.probes import cholesky, factors, folds
 from jaxprobe.probes.groups import Groups, group_predictions, sort_groups
 from jaxprobe.probes.moments import Moments
-from jaxprobe.probes.spread import over_layers
+from jaxprobe.probes.spread import layer_mesh, on_tpu, over_layers
 
 # In units of the layer's scale, by half-decades. A grid as wide is looked at beyond an edge where the best one lies.
 RELATIVE_ALPHAS = 10.0 ** np.linspace(-4, 1.5, 12)
@@ -75,15 +75,25 @@ def check_targets(y: np.ndarray) -> list[str]:
     return [f"y is not finite in row {bad[0][0]}, column {bad[0][1]}. Leave such rows out."] if len(bad) else []
 
 
+def place(
+    devices: Sequence[jax.Device] | None, solver: str | None, grouped: bool, dtype: str
+) -> tuple[Mesh, ModuleType]:
+    """(mesh, factors or cholesky): where and by what layers are solved, when products are in ``dtype``."""
+    mesh = layer_mesh(devices)
+    solver = "eigh" if grouped else solver
+    if on_tpu(mesh) and (solver == "eigh" or dtype == "float64"):
+        mesh = layer_mesh(jax.devices("cpu")[:1])
+    if solver is None:
+        solver = "cholesky" if on_tpu(mesh) else "eigh"
+    return mesh, cholesky if solver == "cholesky" else factors
+
+
 def make_choice(
-    alphas, alpha_per_target: bool, criterion: str, groups, dtype: str, solver: str | None, mesh: Mesh
+    alphas, alpha_per_target: bool, criterion: str, groups, dtype: str, engine: ModuleType, mesh: Mesh
 ) -> Choice:
     """The options of a fit, checked before, in the form that solve_batch wants."""
     alphas = None if alphas is None else np.asarray(alphas, np.float64)
     groups = None if groups is None else sort_groups(groups)
-    if solver is None:
-        solver = "cholesky" if mesh.devices.flat[0].platform == "tpu" else "eigh"
-    engine = cholesky if solver == "cholesky" and groups is None else factors
     return Choice(alphas, alpha_per_target, criterion, groups, dtype, engine, mesh)
 
 

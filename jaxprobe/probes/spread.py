@@ -33,6 +33,16 @@ def at_once(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform != "cpu"
 
 
+def on_tpu(mesh: Mesh) -> bool:
+    """Whether the devices are TPUs, which have no float64 linear algebra (libtpu 0.0.52 does not compile it)."""
+    return mesh.devices.flat[0].platform == "tpu"
+
+
+def eigh_device() -> jax.Device | None:
+    """Where one layer's float64 eigendecomposition runs: JAX's default device (None), or with TPUs the host."""
+    return jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
+
+
 @cache
 def over_layers(function: Callable, mesh: Mesh, in_axes: tuple[int | None, ...], **static) -> Callable:
     """``function`` of one layer, compiled for arrays with a leading layer axis where ``in_axes`` has a 0.
@@ -56,19 +66,16 @@ def over_layers(function: Callable, mesh: Mesh, in_axes: tuple[int | None, ...],
 
 
 def batches(
-    names: Sequence[str], read: Callable[[str], np.ndarray | jax.Array], mesh: Mesh
+    names: Sequence[str], read: Callable[[str], np.ndarray | jax.Array], first: np.ndarray | jax.Array, mesh: Mesh
 ) -> Iterator[tuple[Sequence[str], jax.Array]]:
     """(names, states [B, N, D] over the mesh) in order; the next batch is read by a thread while this one is used.
 
-    B is the same for every batch: the last one is padded with copies of its last state.
+    B is the same for every batch: the last one is padded with copies of its last state. ``first`` is read already.
     """
-    first = read(names[0])
     shape, held = first.shape, {names[0]: first}
     each = int(np.clip(BATCH_BYTES // first.nbytes, 1, -(-len(names) // mesh.size))) if at_once(mesh) else 1
     batch = each * mesh.size
     sharding = NamedSharding(mesh, P("layer"))
-
-    del first
 
     def load(start):
         wanted = names[start : start + batch]
