@@ -73,11 +73,13 @@ def test_interrupted_at_random_moments(command, tmp_path):
         # What was complete was not computed again.
         assert written.items() <= now.items()
         written = now
-    interrupt(start(command, out), out, SHARDS, signal.SIGKILL)
+    code, errors = interrupt(start(command, out), out, SHARDS, signal.SIGKILL)
+    assert code == -signal.SIGKILL, errors  # it had not ended by itself
     assert all((out / "activations" / str(shard)).stat().st_mtime_ns == time for shard, time in written.items())
 
     straight = tmp_path / "straight"
-    interrupt(start(command, straight), straight, SHARDS, signal.SIGKILL)
+    code, errors = interrupt(start(command, straight), straight, SHARDS, signal.SIGKILL)
+    assert code == -signal.SIGKILL, errors
     ours, theirs = (open_activations(folder / "activations") for folder in (out, straight))
     for state in theirs:
         assert ours[state].tobytes() == theirs[state].tobytes()
