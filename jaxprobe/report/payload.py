@@ -13,6 +13,7 @@ import pandas as pd
 
 from jaxprobe.report.maps import colour_by_group, colour_values, extent_of, read_coastlines
 from jaxprobe.report.results import RunResults
+from jaxprobe.report.words import run_in_words
 
 # With two targets and an error, a prediction takes 8 bytes of page; so these are at most 5.6 MB.
 MOST_PREDICTIONS = 700_000
@@ -94,8 +95,7 @@ def _run(run: RunResults, table: pd.DataFrame, most_predictions: int) -> dict[st
     ]
     metrics.append(("error_km_median", "place"))
     return {
-        "name": f"{run.model} · {run.dataset}",
-        "prompt": run.prompt,
+        "name": run_in_words(run),
         "is_place": run.is_place,
         "targets": list(run.targets),
         "units": [run.unit(target) for target in run.targets],

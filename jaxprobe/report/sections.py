@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprobe.report.controls import controls_in_words
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import count, layer_title, prompt_in_words, with_interval, with_unit
+from jaxprobe.report.words import count, layer_title, prompt_in_words, run_in_words, with_interval, with_unit
 
 
 def opening(runs: Sequence[RunResults], title: str) -> str:
@@ -17,7 +17,7 @@ def opening(runs: Sequence[RunResults], title: str) -> str:
         (results,) = runs
         about = " · ".join(part for part in (results.model_description, prompt_in_words(results.prompt)) if part)
         return f'<p class="quiet">{escape(about)}</p><h1>{escape(title)}</h1>{headline(results)}'
-    options = "".join(f'<option value="{i}">{escape(_run_name(results))}</option>' for i, results in enumerate(runs))
+    options = "".join(f'<option value="{i}">{escape(run_in_words(results))}</option>' for i, results in enumerate(runs))
     paragraphs = "".join(f'<div data-run="{i}">{headline(results)}</div>' for i, results in enumerate(runs))
     return (
         f"<h1>{escape(title)}</h1>{comparison(runs)}"
@@ -33,19 +33,16 @@ def comparison(runs: Sequence[RunResults]) -> str:
         layer = results.headline_layer
         score, embed = results.score(layer, "r2"), results.score("embed", "r2")
         cells = [results.model, results.dataset, prompt_in_words(results.prompt), layer_title(layer)]
-        numbers = [with_interval(score), with_interval(embed) if embed else "–", _short_error(results)]
+        scores = [with_interval(each).removeprefix("R² ") if each else "–" for each in (score, embed)]
         texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        rows.append(f"<tr>{texts}{''.join(f'<td>{escape(cell)}</td>' for cell in numbers)}</tr>")
+        numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in (*scores, _short_error(results)))
+        rows.append(f"<tr>{texts}{numbers}</tr>")
     heads = ("model", "table", "prompt", "layer", "test R²", "embed R²", "typical error")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Runs"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _run_name(results: RunResults) -> str:
-    return f"{results.model} · {results.dataset} · {prompt_in_words(results.prompt)}"
 
 
 def _short_error(results: RunResults) -> str:

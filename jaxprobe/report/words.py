@@ -38,6 +38,11 @@ def prompt_in_words(prompt: str) -> str:
     return "The name alone, no prompt" if prompt in ("", "{}") else f"Prompt: “{prompt}”"
 
 
+def run_in_words(results: RunResults) -> str:
+    """What tells a run from others on a page: model, table, prompt."""
+    return " · ".join((results.model, results.dataset, prompt_in_words(results.prompt)))
+
+
 def with_unit(value: float, unit: str) -> str:
     """A number and its unit in the plural: "12.3 years", "0.41 degrees", "3.2"."""
     return f"{value:,.3g} {unit}s" if unit else f"{value:,.3g}"

@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
     entities = city_entities(600)
     test = entities.index[entities["split"] == "test"]
     entities.loc[test[: len(STRANGE)], "text"] = STRANGE
-    entities.loc[entities["group_country"] == "India", "group_country"] = "constructor"
+    entities.loc[test[10:13], "group_country"] = "constructor"
     places = write_run(folder / "places", entities, QUALITY, "cities")
     works = write_run(folder / "works", work_entities(400), QUALITY, "art", "another")
     write_report(places)
@@ -214,12 +214,16 @@ def test_strange_names_stay_whole_and_are_never_markup(runs, open_page):
     assert names[: len(STRANGE)] == STRANGE
     assert page.locator("#entities img, #main-plot img").count() == 0
     rows = run.read_entities().query("split == 'test'")["row"].tolist()
-    # Drawn alone, so that the mouse meets it.
-    page.evaluate("(at) => { shownRows(run()).fill(at); delete run().cache.hover; drawMain(); }", rows[0])
-    assert STRANGE[0] in hover(page, rows[0]).replace("\u2068", "").replace("\u2069", "")
-    page.select_option("#group", "country")
-    labels = page.locator("#group-plot .ytick").all_text_contents()
-    assert any("constructor" in label for label in labels)
+    # A group called like a property that every object has is "other" as any rare one.
+    page.select_option("#colour", "country")
+    trace = page.evaluate("document.getElementById('main-plot').data.find((trace) => trace.meta === 'points')")
+    assert all(str(colour).startswith("#") for colour in trace["marker"]["color"])
+    # Drawn alone, so that the mouse meets it. The second name holds a tag that Plotly knows.
+    page.evaluate("(at) => { shownRows(run()).fill(at); delete run().cache.hover; drawMain(); }", rows[1])
+    assert STRANGE[1] in hover(page, rows[1]).replace("\u2068", "").replace("\u2069", "")
+    page.fill("#search", "")
+    page.select_option("#sort", "name")
+    assert page.evaluate("table().groups.country.labels").count("constructor") == 1
 
 
 def test_error_by_group_is_the_median_of_the_test_rows(runs, open_page):
@@ -295,6 +299,8 @@ def test_several_runs_share_a_page(runs, open_page):
     assert page.text_content("#main-title") == "Where the names fall"
     drawn = page.evaluate("document.getElementById('score-plot').data.map((trace) => trace.text?.[0] ?? '')")
     assert sum("another" in text for text in drawn) == sum("tiny" in text for text in drawn) > 0
+    key = page.locator("#score-key span:not(.dot)").all_text_contents()
+    assert key == ["another · art · The name alone, no prompt", "tiny · cities · The name alone, no prompt"]
 
 
 def test_every_control_is_reached_by_keyboard_and_has_a_name(runs, open_page):

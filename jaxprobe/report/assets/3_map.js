@@ -304,16 +304,20 @@ function selectedWords(of, row) {
   return `${name}: true ${trueText(of, row)}; predicted ${predicted} at ${layerTitle(state.layer)}; error ${error}`;
 }
 
+function dotOf(colour) {
+  const dot = document.createElement("span");
+  dot.className = "dot";
+  dot.style.background = colour;
+  return dot;
+}
+
 function drawLegend() {
   byId("legend").replaceChildren(
     ...(colouring(run())?.pairs ?? []).map(([label, colour]) => {
       const button = document.createElement("button");
-      const dot = document.createElement("span");
       button.type = "button";
       button.setAttribute("aria-pressed", "true");
-      dot.className = "dot";
-      dot.style.background = colour;
-      button.append(dot, label || "(empty)");
+      button.append(dotOf(colour), label || "(empty)");
       button.addEventListener("click", () => {
         if (!state.hidden.delete(label)) state.hidden.add(label);
         button.setAttribute("aria-pressed", String(!state.hidden.has(label)));

@@ -128,6 +128,19 @@ function drawScores() {
   return Plotly.react("score-plot", traces, layout, PLOT_CONFIG);
 }
 
+/** Which colour is which run's, where there are several. */
+function drawScoreKey() {
+  if (data.runs.length === 1) return;
+  const entries = data.runs.map((of, i) => {
+    const entry = document.createElement("p");
+    const name = document.createElement("span");
+    name.textContent = of.name;
+    entry.append(dotOf(RUN_COLOURS[i % RUN_COLOURS.length]), name);
+    return entry;
+  });
+  byId("score-key").replaceChildren(...entries);
+}
+
 function quantile(sorted, share) {
   const at = share * (sorted.length - 1);
   const low = Math.floor(at);

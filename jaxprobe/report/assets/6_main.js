@@ -161,4 +161,5 @@ function listen() {
 }
 
 setRun(0);
+drawScoreKey();
 listen();
