@@ -73,8 +73,19 @@ def extraction_notes(result: dict[str, Any]) -> list[str]:
     return [notes[0], "", *(f"- {note}" for note in notes[1:])]
 
 
+def demo_table(result: dict[str, Any]) -> str:
+    """The demo's headline layer beside what the last token alone tells; written by benchmarks/demo.py."""
+    lines = ["| test R² (95 % interval) | median error, km | state |", "|---:|---:|---|"]
+    for state, scores in result["scores"].items():
+        value, low, high = scores["r2"]
+        name = "the last token's embedding alone" if state == "embed" else f"layer {state}"
+        lines.append(f"| {value:.3f} ({low:.3f} to {high:.3f}) | {scores['error_km_median'][0]:,.0f} | {name} |")
+    memory = result["peak_memory_bytes"] / 1e9
+    return "\n".join([*lines, "", f"{result['seconds']:.0f} s and {memory:.1f} GB on {result['machine']}."])
+
+
 # The start of a result file's name -> what writes its table. Files of other benchmarks add their own.
-WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {"extraction": extraction_table}
+WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {"extraction": extraction_table, "demo": demo_table}
 
 
 def number(value: float) -> str:
