@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import jaxprobe
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
 from jaxprobe.progress import ConsoleProgress
@@ -206,6 +207,35 @@ def list_tables(data_dir: Path | None = None) -> None:
     Console(highlight=False).print(table)
 
 
+@data.command(name="fetch")
+def fetch_table(name: tyro.conf.Positional[str], data_dir: Path | None = None) -> None:
+    """Download one of the paper's tables; its checksum is compared. The only command for data that uses a network.
+
+    Args:
+        name: As `jaxprobe data list` spells it.
+        data_dir: Folder for the paper's tables; default: the variable JAXPROBE_DATA.
+    """
+    from jaxprobe.data.fetch import fetch
+
+    print(fetch(name, data_dir))
+
+
+@app.command
+def report(runs: Runs, out: Path | None = None) -> None:
+    """Write one page about one or several finished runs.
+
+    Args:
+        runs: Folders of finished runs.
+        out: The page; default: report.html in the first run's folder.
+    """
+    from jaxprobe.report.page import write_report
+    from jaxprobe.rundir import RunDirectory
+
+    if not runs:
+        raise InputError("No run to report on. Name the folders of finished runs: jaxprobe report RUN...")
+    print(write_report(*map(RunDirectory, runs), path=out))
+
+
 class _Terminated(BaseException):
     """SIGTERM, as a scheduler sends it before it takes a machine away."""
 
@@ -243,7 +273,7 @@ def _dispatch(arguments: list[str]) -> None:
     finder.add_argument("--config", type=Path)
     known, rest = finder.parse_known_args(arguments)
     if known.config is None:
-        app.cli(prog="jaxprobe", description=__import__("jaxprobe").__doc__, args=arguments)
+        app.cli(prog="jaxprobe", description=jaxprobe.__doc__, args=arguments)
     elif rest[:1] == ["run"]:
         _run(tyro.cli(RunConfig, args=rest[1:], default=read_config(known.config), prog="jaxprobe run"))
     else:
