@@ -8,6 +8,7 @@ import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.tables import tidy_scores
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
 from jaxprobe.probes.ridge import RidgeFit, fit_states, predict_layer
 from jaxprobe.progress import NoProgress, Progress
@@ -104,9 +105,15 @@ def score_probes(
     """
     in_test = score(table.targets[table.is_test], test_predictions, places=table.is_place, seed=seed)
     splits = {"train": in_training, "test": in_test}
-    names = {"model": model, "dataset": table.name, "prompt": prompt}
-    scores = pd.concat([_tidy(table, states, fit, split, found) for split, found in splits.items()], ignore_index=True)
-    scores = scores.assign(**names)[[*names, *scores.columns]]
+    scores = pd.concat(
+        [
+            tidy_scores(table, found, states, fit.alpha, split=split, model=model, prompt=prompt)
+            for split, found in splits.items()
+        ],
+        ignore_index=True,
+    )
+    if len(set(table.units)) > 1:  # a mean over errors in different units means nothing
+        scores = scores[(scores["metric"] != "mae") | (scores["target"] != "mean")].reset_index(drop=True)
     relative = (fit.loo_mse / table.targets[~table.is_test].var(0)).mean(-1)
     headline = states[int(np.nanmin(relative, axis=1).argmin())]
     return LayerProbes(states, fit, criterion, headline, scores, test_predictions)
@@ -128,34 +135,6 @@ class _Counted(Mapping):
 
     def __len__(self) -> int:
         return len(self._activations)
-
-
-def _tidy(
-    table: EntityTable, states: tuple[str, ...], fit: RidgeFit, split: str, found: Mapping[str, Interval]
-) -> pd.DataFrame:
-    """One row for each state, metric and target."""
-    frames = []
-    for metric, interval in found.items():
-        targets = ("place",) if metric.startswith("error_km") else (*table.target_names, "mean")
-        value, low, high = (np.reshape(part, (len(states), len(targets))) for part in interval)
-        for column, target in enumerate(targets):
-            if target == "mean" and len(table.target_names) > 1 and metric == "mae" and len(set(table.units)) > 1:
-                continue  # a mean over different units means nothing
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "layer": states,
-                        "target": target,
-                        "split": split,
-                        "metric": metric,
-                        "value": value[:, column],
-                        "ci_low": low[:, column],
-                        "ci_high": high[:, column],
-                        "alpha": fit.alpha,
-                    }
-                )
-            )
-    return pd.concat(frames, ignore_index=True)
 
 
 def prediction_frame(table: EntityTable, probes: LayerProbes) -> pd.DataFrame:
