@@ -17,10 +17,9 @@ from jaxprobe.probes.factors import (
     constant_share,
     in_sample_space,
     layer_scale,
-    product,
     product_dtype,
 )
-from jaxprobe.probes.moments import centre, moments_of, sum_over_rows
+from jaxprobe.probes.moments import centre, moments_of, product, sum_over_rows
 
 
 class Normal(NamedTuple):

@@ -5,16 +5,13 @@ and with D >= N - 1 from x x' [N, N] ("sample space"). y comes standardised, in 
 Everything here is a pure function of one layer, to be traced under ``jax.enable_x64``.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxprobe.probes.moments import Centred, centre, moments_of, shifted, sum_over_rows
-
-product = partial(jnp.matmul, precision="highest")  # TPU and TF32 defaults keep 8 to 10 bits
+from jaxprobe.probes.moments import Centred, assemble, centre, moments_of, product, shifted, strips, sum_over_rows
 
 SMALL = 2**15  # elements of x
 
@@ -71,7 +68,7 @@ def centred_kernel(x: Float[Array, "N D"]) -> tuple[Array, Array, Array]:
     x = x.astype(jnp.float64)
     x_mean = jnp.mean(x, axis=0)
     centred = x - x_mean[None]
-    kernel = product(centred, centred.T)
+    kernel = assemble(strips(centred.T))
     kernel = kernel - kernel.mean(0)[None, :] - kernel.mean(1)[:, None] + kernel.mean()
     return x_mean, centred, kernel + jnp.trace(kernel) / len(x) ** 2
 

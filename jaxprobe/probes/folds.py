@@ -7,9 +7,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprobe.probes import factors
-from jaxprobe.probes.factors import Factors, factor_moments, product, product_dtype
+from jaxprobe.probes.factors import Factors, factor_moments, product_dtype
 from jaxprobe.probes.groups import Groups
-from jaxprobe.probes.moments import Moments, centre, combine, moments_of, pilot_mean
+from jaxprobe.probes.moments import Moments, centre, combine, moments_of, pilot_mean, product
 
 
 def padded_rows(groups: Groups) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes.factors import Factors, centred_product, constant_share, in_sample_space, product
-from jaxprobe.probes.moments import ROWS
+from jaxprobe.probes.factors import Factors, centred_product, constant_share, in_sample_space
+from jaxprobe.probes.moments import ROWS, product
 
 
 class Groups(NamedTuple):
@@ -67,8 +67,9 @@ def group_predictions(f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"]
 
 
 def _bucket(size):
-    """The size that a block is padded to, 8, 32, 128, ...: few shapes to compile."""
-    return 2 ** (2 * np.maximum(np.ceil(np.log2(np.maximum(size, 8) / 8) / 2), 0) + 3).astype(int)
+    """The size that a block is padded to: 8, 32, 128, 512, 1024, 1536, ...: few shapes to compile."""
+    power = 8 * 4 ** np.ceil(np.log2(np.maximum(size, 8) / 8) / 2)
+    return np.where(np.asarray(size) <= 512, power, 512 * np.ceil(np.asarray(size) / 512)).astype(int)
 
 
 @partial(jax.jit, static_argnames="sample_space")

@@ -1,6 +1,8 @@
 """First and second moments of rows: all of the data that k-fold, generalised cross-validation and weights need."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -8,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+product = partial(jnp.matmul, precision="highest")  # TPU and TF32 defaults keep 8 to 10 bits
+STRIPS = 4
 ROWS = 2048  # rows a block: the centred block stays in cache between its making and its product (measured on CPU)
 
 
@@ -64,6 +68,20 @@ def shifted(x: Float[Array, "N D"], shift: Float[Array, "D"], dtype: str) -> Flo
     return (x.astype(wide) - shift.astype(wide)[None]).astype(dtype)
 
 
+def strips(rows: Float[Array, "N D"]) -> tuple[Array, ...]:
+    """The blocks of rows'rows on and above its diagonal, in four strips: 5/8 of the work, as the rest mirrors them."""
+    d = rows.shape[1]
+    edges = [i * d // STRIPS for i in range(STRIPS + 1)] if d >= 256 else [0, d]  # small ones gain nothing
+    return tuple(product(rows[:, a:b].T, rows[:, a:]) for a, b in pairwise(edges))
+
+
+def assemble(parts: tuple[Array, ...]) -> Float[Array, "D D"]:
+    """The symmetric matrix of which ``strips`` gave a part."""
+    d = parts[0].shape[1]
+    upper = jnp.concatenate([jnp.pad(part, ((0, 0), (d - part.shape[1], 0))) for part in parts])
+    return jnp.triu(upper) + jnp.triu(upper, 1).T
+
+
 def pilot_mean(x: Float[Array, "N D"], dtype: str) -> Float[Array, "D"]:
     """The mean of at most about 2 ROWS rows spread over x: near enough, as what it is off by is taken out exactly."""
     return jnp.mean(x[:: max(len(x) // ROWS, 1)].astype(jnp.float64), axis=0).astype(dtype)
@@ -88,12 +106,12 @@ def moments_of(
         xb, yb = shifted(cut(x), x_shift, dtype), cut(y).astype(dtype)
         if inside is not None:
             xb, yb = (jnp.where(cut(inside)[:, None], rows, 0) for rows in (xb, yb))
-        product = lambda a, b: jnp.matmul(a.T, b, precision="highest")
-        sums = (jnp.sum(xb, 0), jnp.sum(yb, 0), product(xb, xb), product(xb, yb), jnp.sum(yb * yb, 0))
-        return tuple(s.astype(jnp.float64) for s in sums)
+        sums = jnp.sum(xb, 0), jnp.sum(yb, 0), strips(xb), product(xb.T, yb), jnp.sum(yb * yb, 0)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), sums)
 
     count = len(x) if inside is None else jnp.sum(inside)
-    return Moments(jnp.asarray(count, jnp.float64), x_shift, y_shift, *sum_over_rows(block, len(x)))
+    x_sum, y_sum, xx, xy, yy = sum_over_rows(block, len(x))
+    return Moments(jnp.asarray(count, jnp.float64), x_shift, y_shift, x_sum, y_sum, assemble(xx), xy, yy)
 
 
 def add(a: Moments, b: Moments) -> Moments:

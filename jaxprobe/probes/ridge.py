@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from jaxprobe.errors import InputError
 from jaxprobe.probes import factors, solve
-from jaxprobe.probes.moments import Moments, shifted
+from jaxprobe.probes.moments import Moments, product, shifted
 from jaxprobe.probes.spread import batches, gather
 
 
@@ -90,6 +90,8 @@ def fit_ridge(
     if np.ndim(x) != 3 or not len(x):
         raise InputError(f"x has shape {np.shape(x)}; wanted [layer, row, dimension]. For one layer pass x[None].")
     names = [str(i) for i in range(len(x))] if names is None else list(names)
+    if len(set(names)) != len(x):
+        raise InputError(f"names are {names}; wanted {len(x)} different ones, one for each layer.")
     index = {name: i for i, name in enumerate(names)}
     options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices
     return _fit(names, lambda name: x[index[name]], y, *options)
@@ -145,7 +147,7 @@ def predict_layer(fit: RidgeFit, layer: int, x: np.ndarray | Array) -> Float[np.
 
 @jax.jit
 def _centred_product(x, mean, weights):
-    return factors.product(shifted(x, mean, weights.dtype), weights)
+    return product(shifted(x, mean, weights.dtype), weights)
 
 
 def fit_moments(
