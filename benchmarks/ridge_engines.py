@@ -112,14 +112,15 @@ def floor(problem: Problem, products: int, dtype: str = "float32") -> Callable[[
     """What the mathematics asks for at least: bare products with x, and one eigh in float64, a layer."""
     import jax
     import jax.numpy as jnp
-    from threadpoolctl import threadpool_limits
+
+    from jaxprobe.probes.spread import solving
 
     wide = problem.x.shape[2] >= problem.x.shape[1]
     gram = jax.jit(lambda x: jnp.matmul(*((x, x.T) if wide else (x.T, x)), precision="highest"))
     eigh = jax.jit(jnp.linalg.eigh)
 
     def run():
-        with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+        with solving():  # as ours, with one BLAS thread
             for layer in problem.x:
                 layer = jax.device_put(layer.astype(dtype, copy=False))
                 for _ in range(products):

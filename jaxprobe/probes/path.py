@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from threadpoolctl import threadpool_limits
 
 from jaxprobe.errors import InputError
 from jaxprobe.probes import factors
 from jaxprobe.probes.groups import group_predictions, sort_groups
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
 from jaxprobe.probes.solve import check_options, check_targets
-from jaxprobe.probes.spread import eigh_device
+from jaxprobe.probes.spread import eigh_device, solving
 
 
 class RidgePath(NamedTuple):
@@ -50,7 +49,7 @@ def ridge_path(
       x: [N, D] hidden states of one layer; y: [N, C] targets; alphas: [A] penalties > 0, as in ``fit_ridge``.
     """
     y, y_mean, y_scale = _checked(x, y, alphas, dtype)
-    with jax.enable_x64(True), jax.default_device(eigh_device()), threadpool_limits(1, user_api="blas"):
+    with solving(), jax.default_device(eigh_device()):
         f = _factor(x, y, dtype=dtype)
         x_mean, *path = map(np.asarray, _path(f, x, y, np.asarray(alphas, np.float64), dtype=dtype))
     weights, residuals, loo_residuals = (leaf * y_scale for leaf in path)
@@ -72,7 +71,7 @@ def leave_group_out(
       groups: [N] labels, at least two different ones.
     """
     y, y_mean, y_scale = _checked(x, y, alphas, dtype, groups)
-    with jax.enable_x64(True), jax.default_device(eigh_device()), threadpool_limits(1, user_api="blas"):
+    with solving(), jax.default_device(eigh_device()):
         f = _factor(x, y, dtype=dtype)
         return group_predictions(f, x, y, sort_groups(groups), np.asarray(alphas, np.float64)) * y_scale + y_mean
 

@@ -18,12 +18,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float
-from threadpoolctl import threadpool_limits
 
 from jaxprobe.errors import InputError
 from jaxprobe.probes import factors, solve
 from jaxprobe.probes.moments import Moments, product, shifted
-from jaxprobe.probes.spread import batches, gather
+from jaxprobe.probes.spread import batches, gather, solving
 
 
 class RidgeFit(NamedTuple):
@@ -174,7 +173,7 @@ def fit_moments(
     mesh, engine = solve.place(jax.local_devices()[:1], "eigh", True, "float64")
     choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", engine, mesh)
     solved, y_means, y_scales = [], [], []
-    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+    with solving():
         for name, of_folds in moments.items():
             y_mean, y_scale = _target_scale(name, of_folds, criterion)
             standardised = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _over_scale(of_folds, y_scale))
@@ -225,8 +224,7 @@ def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, sol
     mesh, engine = solve.place(devices, solver, groups is not None, factors.product_dtype(*first.shape, dtype))
     choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, engine, mesh)
     solved = []
-    # After eigh the threads of OpenBLAS spin and halve the speed of XLA's next products.
-    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+    with solving():
         for batch, x in batches(names, checked_read, first, mesh):
             leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice)
             solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))

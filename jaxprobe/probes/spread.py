@@ -2,19 +2,29 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg  # noqa: F401  (jaxlib loads its LAPACK at the first call, too late for a limit set before)
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from threadpoolctl import threadpool_limits
 
 from jaxprobe.errors import InputError
 
 # States an accelerator holds at a time, in bytes of activations; a CPU holds one state, which is also faster there.
 BATCH_BYTES = 2**31
+
+
+@contextmanager
+def solving() -> Iterator[None]:
+    """float64 is there, and BLAS has one thread: OpenBLAS's own spin after eigh and halve the speed of what follows."""
+    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def layer_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
