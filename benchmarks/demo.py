@@ -41,6 +41,7 @@ def main() -> None:
                     "peak_memory_bytes": result["peak_memory_bytes"],
                     "headline_layer": result["headline_layer"],
                     "scores": _test_scores(run, ("embed", result["headline_layer"])),
+                    "controls": _controls(run),
                 },
                 indent=2,
             )
@@ -57,6 +58,18 @@ def _test_scores(run: RunDirectory, layers: tuple[str, ...]) -> dict:
     found: dict = {layer: {} for layer in layers}
     for row in kept.itertuples():
         found[row.layer][row.metric] = [round(float(value), 4) for value in (row.value, row.ci_low, row.ci_high)]
+    return found
+
+
+def _controls(run: RunDirectory) -> dict:
+    """control -> its test R2 and the probe's lead over it, each [value, low, high], means over the targets."""
+    controls = run.read_controls()
+    kept = controls[(controls["target"] == "mean") & (controls["resampled"] == "rows")]
+    found: dict = {}
+    for row in kept.itertuples():
+        if row.metric in ("r2", "selectivity"):
+            numbers = [round(float(value), 4) for value in (row.value, row.ci_low, row.ci_high)]
+            found.setdefault(row.control, {})[row.metric] = numbers
     return found
 
 

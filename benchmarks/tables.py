@@ -74,14 +74,32 @@ def extraction_notes(result: dict[str, Any]) -> list[str]:
 
 
 def demo_table(result: dict[str, Any]) -> str:
-    """The demo's headline layer beside what the last token alone tells; written by benchmarks/demo.py."""
-    lines = ["| test R² (95 % interval) | median error, km | state |", "|---:|---:|---|"]
-    for state, scores in result["scores"].items():
-        value, low, high = scores["r2"]
-        name = "the last token's embedding alone" if state == "embed" else f"layer {state}"
-        lines.append(f"| {value:.3f} ({low:.3f} to {high:.3f}) | {scores['error_km_median'][0]:,.0f} | {name} |")
-    memory = result["peak_memory_bytes"] / 1e9
-    return "\n".join([*lines, "", f"{result['seconds']:.0f} s and {memory:.1f} GB on {result['machine']}."])
+    """The demo's headline layer beside what would explain its score away; written by benchmarks/demo.py."""
+    headline = result["headline_layer"]
+    scores, controls = result["scores"], result["controls"]
+    lines = [
+        "| what predicts | test R² (95 % interval) | the probe's lead |",
+        "|---|---:|---:|",
+        f"| the probe of layer {headline} | {with_interval(scores[headline]['r2'])} | |",
+    ]
+    names = {
+        "embed": "the last token's embedding alone",
+        "ngrams": "the name's spelling alone: character n-grams, no model",
+    }
+    for control, name in names.items():
+        numbers = controls[control]
+        lines.append(f"| {name} | {with_interval(numbers['r2'])} | {with_interval(numbers['selectivity'])} |")
+    error, memory = scores[headline]["error_km_median"], result["peak_memory_bytes"] / 1e9
+    note = (
+        f"Median error of the probe {error[0]:,.0f} km. The demo took {result['seconds']:.0f} s and {memory:.1f} GB "
+        f"({result['machine']})."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def with_interval(numbers: list[float]) -> str:
+    value, low, high = numbers
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 # The start of a result file's name -> what writes its table. Files of other benchmarks add their own.

@@ -83,17 +83,21 @@ def test_readme_matches_the_result_files():
     assert tables.with_tables(text) == text
 
 
-def test_the_demo_table_has_both_states(tmp_path):
-    scores = {"r2": [0.5, 0.4, 0.6], "error_km_median": [1234.5, 1200, 1300]}
+def test_the_demo_table_stands_beside_what_would_explain_it():
+    score = [0.5, 0.4, 0.6]
+    control = {"r2": [0.25, 0.2, 0.3], "selectivity": [0.25, 0.2, 0.31]}
     result = {
-        "scores": {"embed": scores, "12": scores},
+        "headline_layer": "12",
+        "scores": {"12": {"r2": score, "error_km_median": [1234.5, 1200, 1300]}},
+        "controls": {"embed": control, "ngrams": control, "permuted": {}},
         "seconds": 61.2,
         "peak_memory_bytes": 2.5e9,
         "machine": "2 x m",
     }
     lines = tables.demo_table(result).splitlines()
-    assert lines[2] == "| 0.500 (0.400 to 0.600) | 1,234 | the last token's embedding alone |"
-    assert lines[3].endswith("| layer 12 |") and lines[-1] == "61 s and 2.5 GB on 2 x m."
+    assert lines[2] == "| the probe of layer 12 | 0.500 (0.400 to 0.600) | |"
+    assert lines[3].endswith("| 0.250 (0.200 to 0.300) | 0.250 (0.200 to 0.310) |")
+    assert "1,234 km" in lines[-1] and "61 s and 2.5 GB (2 x m)" in lines[-1]
 
 
 @pytest.mark.parametrize("model", list(paper.LLAMA_2))
