@@ -1,9 +1,10 @@
 """One run from settings to report: check, extract, fit, score, write. Every check comes before the model's weights."""
 
+import re
 import resource
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -293,9 +294,11 @@ def write_results(
 
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes."""
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # Linux's ru_maxrss begins at the size of the process that started this one; VmHWM is its own.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
 def demo_config(out, limit: int | None = None) -> RunConfig:

@@ -133,6 +133,8 @@ class ActivationStore:
                 f"States can't be stored as {dtype} (activations beyond 65,504 overflow float16). Use one of "
                 f"{', '.join(DTYPES)}."
             )
+        if re.match("[a-z0-9]{2,}:/", str(path)):
+            raise InputError(f"{path} is an address; the activations need a folder that this machine can write to.")
         path = Path(path).absolute()  # which Orbax asks for
         wanted = _manifest(settings, rows, states, width, dtype, source or {})
         finished = _check_folder(path, wanted, repair)
@@ -294,8 +296,6 @@ def _check_folder(path: Path, wanted: Manifest, repair: bool) -> bool:
         raise InputError(f"{path} can't be read: {error.strerror}. Name another folder.") from error
     if exists and not is_folder:
         raise InputError(f"{path} is a file; the activations need a folder. Name another one.")
-    if re.match("[a-z0-9]{2,}:/", str(path)):  # pathlib has made one slash of two
-        raise InputError(f"{path} is an address; the activations need a folder that this machine can write to.")
     stored = _stored_manifest(path, repair)
     if stored is None:
         own = (LOCK, MANIFEST, *map(str, range(wanted.shards))) if repair else (LOCK,)
