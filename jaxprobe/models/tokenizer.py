@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gguf
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -10,6 +11,7 @@ from jaxprobe.models.source import ModelSource
 
 # tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
 _KNOWN_SPLITS = ("smollm", "llama-bpe")
+_SPECIAL = ("bos", "eos", "unk", "pad")
 
 
 def load_tokenizer(source: ModelSource, tokenizer: str | None = None) -> PreTrainedTokenizerFast:
@@ -32,22 +34,25 @@ def load_tokenizer(source: ModelSource, tokenizer: str | None = None) -> PreTrai
 
 
 def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
-    # Not public API of transformers (AutoTokenizer's own route insists on PyTorch): the version is bounded
-    # in pyproject.toml and tests compare the result with the model's published splitting.
-    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+    # Not public API of transformers (AutoTokenizer's own route, and its reader, insist on PyTorch): the version is
+    # bounded in pyproject.toml and tests compare the result with the model's published splitting.
+    from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
-    architecture, parts, names = get_gguf_tokenizer(str(path))
+    fields = gguf.GGUFReader(path).fields
+    renames = GGUF_TOKENIZER_MAPPING["tokenizer"].items()
+    parts = {ours: fields[f"tokenizer.{key}"].contents() for key, ours in renames if f"tokenizer.{key}" in fields}
     kind, split = parts.get("tokenizer_type"), parts.get("pre_tokenizer_type")
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and split not in _KNOWN_SPLITS):
         raise InputError(
             f"{path.name} asks for tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}, whose splitting "
             f"is not verified here (verified: {', '.join(_KNOWN_SPLITS)}). Name the model's tokenizer with --tokenizer."
         )
-    backend, _ = convert_gguf_tokenizer(architecture, parts)
+    backend, _ = convert_gguf_tokenizer("llama", parts)
     if split == "smollm":
         # The converter leaves this kind at GPT-2's splitting; the model was trained with single digits.
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    special = {name: names[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if names.get(name)}
+    tokens = parts["tokens"]
+    special = {f"{name}_token": tokens[parts[f"{name}_token_id"]] for name in _SPECIAL if f"{name}_token_id" in parts}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)

@@ -1,5 +1,8 @@
 """The tokenizer from a GGUF file: splitting as the model was trained, BOS known, unknown kinds refused."""
 
+import subprocess
+import sys
+
 import gguf
 import pytest
 
@@ -64,3 +67,22 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     save_llama(tmp_path)
     with pytest.raises(InputError, match="No tokenizer could be read"):
         load_tokenizer(find_model(str(tmp_path)))
+
+
+def test_a_gguf_tokenizer_needs_no_pytorch():
+    """PyTorch is there for the tests only: a user's environment has none."""
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "class Without:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Without())\n"
+        "from jaxprobe.models.source import find_model\n"
+        "from jaxprobe.models.tokenizer import load_tokenizer\n"
+        "assert load_tokenizer(find_model('demo')).bos_token_id == 1\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
