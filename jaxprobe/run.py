@@ -304,6 +304,3 @@ def peak_memory() -> int:
 def demo_config(out, limit: int | None = None) -> RunConfig:
     """The demo: 10,000 cities, and the model of the installed package."""
     return RunConfig(model=DEMO_MODEL, dataset="cities", out=out, limit=limit)
-
-
-__all__ = ["InputError", "demo_config", "run"]

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -60,37 +59,6 @@ class EntityTable:
             is_test=self.is_test[rows],
             groups={column: values[rows] for column, values in self.groups.items()},
         )
-
-
-def read_table(
-    path: str | Path,
-    *,
-    text: str | None = None,
-    target: Sequence[str] = (),
-    split: str | None = None,
-    group: Sequence[str] = (),
-    seed: int = 0,
-    test_fraction: float = 0.2,
-    limit: int | None = None,
-) -> EntityTable:
-    """A table of one's own, from a CSV or Parquet file. The arguments are those of `make_table`.
-
-    Raises:
-      InputError: a file that can't be read, and whatever `make_table` finds.
-    """
-    path = Path(path)
-    name = path.name.split(".")[0]
-    return make_table(
-        columns.read_frame(path),
-        name,
-        text=text,
-        target=target,
-        split=split,
-        group=group,
-        seed=seed,
-        test_fraction=test_fraction,
-        limit=limit,
-    )
 
 
 def make_table(

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprobe.data.entities import make_table, read_table, seeded_split
+from jaxprobe.data.catalog import load_table
+from jaxprobe.data.entities import make_table, seeded_split
 from jaxprobe.errors import InputError
 
 
@@ -33,8 +34,8 @@ def test_what_is_named_is_taken(tmp_path):
     part = ["train", "train", "test", "train", "test"] * 2
     frame = places(year=np.arange(10) + 1900, country=["NA", None] * 5, part=part)
     frame.to_parquet(tmp_path / "my.table.parquet")
-    table = read_table(
-        tmp_path / "my.table.parquet", text="{name}, {country}", target=["year"], split="part", group=["country"]
+    table = load_table(
+        str(tmp_path / "my.table.parquet"), text="{name}, {country}", target=["year"], split="part", group=["country"]
     )
     assert table.name == "my"
     assert table.texts[:2] == ("place 0, NA", "place 1,")
