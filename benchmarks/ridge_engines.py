@@ -7,7 +7,6 @@ FOLDER holds x.npy [L, N, D] float32, y.npy [N, C] standardised float64, alphas.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxprobe.progress import peak_memory
 
 
 class Problem(NamedTuple):
@@ -160,7 +161,7 @@ def main(engine: str, folder: str) -> None:
         answer = run()
         seconds = time.perf_counter() - began
         errors = None if answer.errors is None else np.asarray(answer.errors, np.float64).tolist()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the mapped x counts
+        peak = peak_memory()  # the mapped x counts
         said = {"seconds": seconds, "alpha": answer.alpha.tolist(), "errors": errors, "peak_bytes": peak}
         print(json.dumps(said | {"blas": threadpool_info()}), flush=True)
 

@@ -6,13 +6,14 @@
 import itertools
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxprobe.progress import peak_memory
 
 # Parts that a sample has at least (a shard of ours is as long as many batches), unless they take LONGEST times as long
 # as a sample should.
@@ -178,10 +179,7 @@ class Worker:
             import jax
 
             return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-        if Path("/proc/self/status").exists():
-            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            return int(lines["VmHWM"].split()[0]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_memory()
 
 
 def systematic_sample(count: int, wanted: int, seed: int) -> list[int]:

@@ -1,8 +1,11 @@
-"""Progress on stderr, with rate and time left; and none at all."""
+"""Progress on stderr, with rate and time left; and none at all. Time and memory that were used."""
 
+import re
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import rich.progress
@@ -65,3 +68,12 @@ class ConsoleProgress(NoProgress):
         took = self.seconds[name]
         rate = f" ({total / max(took, 1e-9):,.0f} {unit}/s)" if total > 1 else ""
         self.console.print(f"{name}: {total:,} {unit} in {took:.1f} s{rate}")
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    # Linux's ru_maxrss begins at the size of the process that started this one; VmHWM is its own.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes

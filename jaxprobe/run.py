@@ -1,10 +1,7 @@
 """One run from settings to report: check, extract, fit, score, write. Every check comes before the model's weights."""
 
-import re
-import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +31,7 @@ from jaxprobe.extract.store import check_space, size_on_disk
 from jaxprobe.mesh import make_mesh, parse_mesh
 from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, open_model, read_weights
 from jaxprobe.models.source import DEMO_DESCRIPTION, DEMO_MODEL
-from jaxprobe.progress import NoProgress, Progress
+from jaxprobe.progress import NoProgress, Progress, peak_memory
 from jaxprobe.report.page import write_report
 from jaxprobe.rundir import RunDirectory
 
@@ -290,15 +287,6 @@ def write_results(
     }
     directory.write_config(prepared.document | {"result": result})
     write_report(directory)
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    # Linux's ru_maxrss begins at the size of the process that started this one; VmHWM is its own.
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
 def demo_config(out, limit: int | None = None) -> RunConfig:
