@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks import machine
 from benchmarks.ridge_engines import ENGINES
+from benchmarks.tables import ridge_table
 from jaxprobe.files import replacing
+from jaxprobe.rundir import RunDirectory
 
 ALPHAS = np.logspace(0.8, 4.1, 12)  # the paper's grid
 FOLDS = 5
@@ -125,7 +127,8 @@ def case_a(settings: Settings) -> tuple[np.ndarray, np.ndarray, str]:
         train = entities.loc[entities["split"] == "train", "row"].to_numpy()
         y = entities.filter(like="true_").to_numpy()[(entities["split"] == "train").to_numpy()]
         x = np.stack([np.asarray(activations.rows(state, train), np.float32) for state in activations])
-        return x, y, f"states of {settings.run.name}"
+        about = RunDirectory(settings.run).read_config()
+        return x, y, f"{about['result']['model']} on {about['settings']['dataset']}, training rows"
     if settings.states is not None:
         return np.load(settings.states, mmap_mode="r"), np.load(settings.targets), f"states of {settings.states.name}"
     return *synthetic(*settings.shape), "synthetic states"
@@ -227,21 +230,6 @@ def plot_growth(growth: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The README's table, from the JSON file's contents alone."""
-    lines = [
-        "| states | engine | seconds | times jaxprobe | times the floor | same penalty |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in result["cases"]:
-        shape = f"{case['states']}, {case['layers']} x {case['rows']:,} x {case['dimensions']:,}"
-        for name, entry in case["engines"].items():
-            floor, same = (f"{entry[key]:.2f}" if key in entry else "" for key in ("times_floor", "same_alpha"))
-            ratio = f"{entry['times_jaxprobe']:.2f}"
-            lines.append(f"| {shape} | {name} | {entry['median_s']:.2f} | {ratio} | {floor} | {same} |")
-    return "\n".join(lines)
-
-
 def main(settings: Settings) -> dict[str, Any]:
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/ridge.py", *sys.argv[1:]]),
@@ -268,7 +256,7 @@ def main(settings: Settings) -> dict[str, Any]:
         plot_growth(result["growth"], settings.out.with_suffix(".png"))
     with replacing(settings.out) as path:
         path.write_text(json.dumps(result, indent=1) + "\n")
-    print(markdown(result))
+    print(ridge_table(result))
     return result
 
 
