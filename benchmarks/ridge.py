@@ -56,6 +56,8 @@ class Settings:
     """A NumPy file [N, C]."""
     run: Path | None = None
     """A run directory with activations, in place of states and targets."""
+    layers: int | None = None
+    """Take this many of case (a)'s states, evenly spaced; each is fitted by itself, so ratios hold for all."""
     shape: tuple[int, int, int] = (31, 31_668, 576)
     """L, N, D of the synthetic states that stand in for case (a) without either."""
     square: tuple[int, int, int] = (2, 16_384, 2048)
@@ -126,7 +128,10 @@ def case_a(settings: Settings) -> tuple[np.ndarray, np.ndarray, str]:
         entities = pd.read_parquet(settings.run / "entities.parquet").sort_values("row")
         train = entities.loc[entities["split"] == "train", "row"].to_numpy()
         y = entities.filter(like="true_").to_numpy()[(entities["split"] == "train").to_numpy()]
-        x = np.stack([np.asarray(activations.rows(state, train), np.float32) for state in activations])
+        states = list(activations)
+        if settings.layers is not None:
+            states = [states[i] for i in np.linspace(0, len(states) - 1, settings.layers).round().astype(int)]
+        x = np.stack([np.asarray(activations.rows(state, train), np.float32) for state in states])
         about = RunDirectory(settings.run).read_config()
         return x, y, f"{about['result']['model']} on {about['settings']['dataset']}, training rows"
     if settings.states is not None:
