@@ -50,6 +50,8 @@ class RunConfig:
     """With --no-store: the group whose values (up to 32) are held out in turn to choose penalties; default: 5 folds."""
     mesh: str | None = None
     """Devices: data=2,model=4; default: all on data."""
+    replicate_kv: bool = False
+    """Keep copies of each key/value head where model has more devices than there are such heads."""
     seed: int = 0
     """Of the split, the sample, the random prompt and the bootstrap."""
     show_tokens: bool = False
@@ -60,7 +62,7 @@ class RunConfig:
 
 # What may differ between two starts of one run: where things lie (their content is in the key), what it runs on and
 # what it shows.
-NOT_IN_THE_KEY = ("model", "revision", "tokenizer", "out", "data_dir", "mesh", "show_tokens", "repair")
+NOT_IN_THE_KEY = ("model", "revision", "tokenizer", "out", "data_dir", "mesh", "replicate_kv", "show_tokens", "repair")
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import extract_states
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.load import choose_dtype, open_model, read_weights
+from jaxprobe.models.load import choose_dtype, fit_mesh, open_model, read_weights
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.probes.ridge import RidgeFit, predict_layer
 from jaxprobe.rundir import RunDirectory
@@ -81,6 +81,7 @@ def _read_state(config: RunConfig, dataset: str, texts: Sequence[str], state: st
         last_layer=None if final_norm else layer or 0,
     )
     mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else None)
+    files = fit_mesh(files, mesh, config.replicate_kv)
     model = read_weights(files, mesh, choose_dtype(config.dtype))
     unknown, none = np.zeros((len(texts), 1)), np.zeros(len(texts), bool)
     table = EntityTable(dataset, tuple(texts), unknown, ("unknown",), ("",), none)

@@ -29,7 +29,7 @@ from jaxprobe.extract.collect import (
 from jaxprobe.extract.memory import Memory, check_memory, memory_needed
 from jaxprobe.extract.store import check_space, size_on_disk
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, open_model, read_weights
+from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, fit_mesh, open_model, read_weights
 from jaxprobe.models.source import DEMO_DESCRIPTION, DEMO_MODEL
 from jaxprobe.progress import NoProgress, Progress, peak_memory
 from jaxprobe.report.page import write_report
@@ -99,6 +99,7 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     dtype = choose_dtype(config.dtype)
     last = None if config.final_norm or not config.layers else max(config.layers)
     files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
+    files = fit_mesh(files, mesh, config.replicate_kv)
     extraction = plan_extraction(
         files,
         table,

@@ -1,11 +1,17 @@
-"""Tiny Llamas, saved by transformers itself, with a byte-level tokenizer: shared by tests."""
+"""Tiny Llamas, saved by transformers itself, with a byte-level tokenizer, and when states are the same."""
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 # Two threads that wait for each other in every small product are many times slower on a busy machine.
 torch.set_num_threads(1)
+
+# Both forwards are float32, so they differ by rounding only: about 1e-6 over a few blocks.
+ROW_NORM = 1e-5
+# A few dimensions are up to 1e4 times larger and would hide the rest: each is held to its own spread as well.
+PER_DIMENSION = 1e-3
 
 SIZES = {
     "hidden_size": 64,
@@ -49,3 +55,14 @@ def save_tokenizer(folder, texts):
     tokenizer.train_from_iterator(texts, trainer)
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
     return tokenizer.get_vocab_size()
+
+
+def assert_same_states(found, expected):
+    assert list(found) == list(expected)
+    for state in expected:
+        error = np.linalg.norm(found[state] - expected[state], axis=1) / np.linalg.norm(expected[state], axis=1)
+        assert error.max() <= ROW_NORM, (state, error.max())
+        spread = expected[state].std(0)
+        moving = spread > 0
+        error = np.abs(found[state] - expected[state]).max(0)
+        assert (error[moving] <= PER_DIMENSION * spread[moving]).all(), state

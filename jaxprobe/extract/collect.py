@@ -16,8 +16,8 @@ from jaxprobe.extract.forward import ShardStates, bins_per_step, choose_states, 
 from jaxprobe.extract.moments import MomentStream
 from jaxprobe.extract.store import ActivationStore
 from jaxprobe.extract.trie import Plan, plan_bins, with_one_width
+from jaxprobe.models.checkpoint import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
-from jaxprobe.models.weights import weights_digest
 from jaxprobe.progress import NoProgress, Progress
 
 

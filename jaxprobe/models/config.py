@@ -1,5 +1,6 @@
 """A model's shape and constants, read from its own checkpoint: Hugging Face config.json or GGUF metadata."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,16 @@ class LlamaConfig:
     context: int  # positions that the model was made for
     norm_epsilon: float
     rope_frequencies: tuple[float, ...]
+    kv_copies: int = 1  # of each key/value head of the checkpoint, side by side; more than one only on request
+
+    def with_kv_copies(self, copies: int) -> "LlamaConfig":
+        """The same model with every key/value head held ``copies`` times, each for a part of its queries."""
+        return dataclasses.replace(
+            self,
+            kv_heads=self.kv_heads * copies,
+            queries_per_kv=self.queries_per_kv // copies,
+            kv_copies=self.kv_copies * copies,
+        )
 
     def sizes(self) -> dict[str, int]:
         """The size behind each letter of a weight's shape."""

@@ -28,6 +28,7 @@ BLOCK_AXES = {
     "down": "LFD",
 }
 MODEL_AXES = {"embedding": "VD", "final_norm": "D"}
+KV_PARAMETERS = ("key", "value")  # held once for each of ``config.kv_copies``
 
 
 class Blocks(nnx.Module):
@@ -35,7 +36,7 @@ class Blocks(nnx.Module):
 
     def __init__(self, config: LlamaConfig, dtype: jnp.dtype, initializer: nnx.Initializer, rngs: nnx.Rngs):
         for name, axes in BLOCK_AXES.items():
-            setattr(self, name, _parameter(axes, config, dtype, initializer, rngs))
+            setattr(self, name, _parameter(name, axes, config, dtype, initializer, rngs))
 
 
 class Llama(nnx.Module):
@@ -43,16 +44,19 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, dtype: jnp.dtype, initializer: nnx.Initializer, rngs: nnx.Rngs):
         for name, axes in MODEL_AXES.items():
-            setattr(self, name, _parameter(axes, config, dtype, initializer, rngs))
+            setattr(self, name, _parameter(name, axes, config, dtype, initializer, rngs))
         self.blocks = Blocks(config, dtype, initializer, rngs)
 
 
-def _parameter(axes: str, config: LlamaConfig, dtype, initializer, rngs: nnx.Rngs) -> nnx.Param:
-    sizes = config.sizes()
-    shape = tuple(sizes[letter] for letter in axes)
+def _parameter(name: str, axes: str, config: LlamaConfig, dtype, initializer, rngs: nnx.Rngs) -> nnx.Param:
+    sizes, copies = config.sizes(), config.kv_copies if name in KV_PARAMETERS else 1
+    shape = tuple(sizes[letter] // (copies if letter == "K" else 1) for letter in axes)
     # Norm gains start at one; they are the parameters with no axis but D (and L).
     init = nnx.initializers.ones if set(axes) <= {"L", "D"} else initializer
-    return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=spec(axes))
+    values = init(rngs.params(), shape, dtype)
+    if copies > 1:
+        values = jnp.repeat(values, copies, axis=axes.index("K"))
+    return nnx.Param(values, out_sharding=spec(axes))
 
 
 def abstract_llama(config: LlamaConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
+from jaxprobe.display import html_table
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh
+from jaxprobe.models.checkpoint import Checkpoint, open_checkpoint
 from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.fit import fit_config
 from jaxprobe.models.llama import Llama
 from jaxprobe.models.source import ModelSource, find_model
 from jaxprobe.models.tokenizer import load_tokenizer
-from jaxprobe.models.weights import Checkpoint, check_tensors, load_weights, open_checkpoint
+from jaxprobe.models.weights import check_tensors, load_weights
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -47,6 +50,20 @@ class LanguageModel(NamedTuple):
             f"LanguageModel({self.files.source.name}: {c.layers} layers, width {c.width}, "
             f"{c.parameter_count() / 1e6:,.0f} M parameters, {self.dtype}, mesh {dict(self.mesh.shape)})"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the sizes."""
+        c = self.config
+        rows = [
+            ("states", f"embed, 0 to {c.layers - 1}" + (", final_norm" if self.files.complete else "")),
+            ("width", f"{c.width:,}"),
+            ("heads", f"{c.kv_heads * c.queries_per_kv} of width {c.head_width}, {c.kv_heads} for keys and values"),
+            ("vocabulary", f"{c.vocabulary:,}"),
+            ("context", f"{c.context:,} tokens"),
+            ("parameters", f"{c.parameter_count() / 1e6:,.0f} M, {self.dtype}"),
+            ("devices", ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())),
+        ]
+        return html_table(["", ""], rows, self.files.source.name)
 
 
 def open_model(
@@ -87,21 +104,31 @@ def choose_dtype(dtype: str | None) -> str:
     return dtype
 
 
+def fit_mesh(files: ModelFiles, mesh: Mesh, replicate_kv: bool = False) -> ModelFiles:
+    """The model as it runs on the mesh. Raises InputError where an axis does not divide over it (see `fit_config`)."""
+    return files._replace(config=fit_config(files.config, mesh.shape, replicate_kv))
+
+
 def read_weights(files: ModelFiles, mesh: Mesh, dtype: str) -> LanguageModel:
-    """Reads the weights onto the mesh. Raises InputError where a dimension does not divide over it."""
+    """Reads the weights of files from `fit_mesh` onto the mesh."""
     return LanguageModel(files, load_weights(files.checkpoint, files.config, mesh, DTYPES[dtype]), mesh, dtype)
 
 
-def load_model(name: str, *, dtype: str | None = None, mesh: Mesh | None = None, **where) -> LanguageModel:
+def load_model(
+    name: str, *, dtype: str | None = None, mesh: Mesh | None = None, replicate_kv: bool = False, **where
+) -> LanguageModel:
     """Loads a Llama-family model.
 
     Args:
       name: ``demo``, a Hugging Face folder, a ``.gguf`` file, or a hub name.
       dtype: of the weights, ``float32`` or ``bfloat16``; default: float32 on a CPU, bfloat16 elsewhere.
       mesh: default: all devices, each taking a share of the bins.
+      replicate_kv: where ``model`` has more devices than there are key/value heads, keep copies of each head.
       where: ``revision``, ``tokenizer`` and ``last_layer`` of `open_model`.
 
     Raises:
       InputError: anything about the files that can't be used; every problem found is named.
     """
-    return read_weights(open_model(name, **where), make_mesh() if mesh is None else mesh, choose_dtype(dtype))
+    mesh = make_mesh() if mesh is None else mesh
+    files = fit_mesh(open_model(name, **where), mesh, replicate_kv)
+    return read_weights(files, mesh, choose_dtype(dtype))

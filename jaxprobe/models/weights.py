@@ -1,26 +1,26 @@
-"""Checkpoint files -> sharded parameters: each process reads only the slices that its devices hold.
+"""Checkpoint tensors -> sharded parameters: each process reads only the slices that its devices hold.
 
 One table says, for each parameter, where it lies in a Hugging Face and in a GGUF checkpoint and how the file
 groups its axes. The loader walks the model's parameters, so a tensor that is missing can't go unnoticed.
 """
 
-import hashlib
-import json
+import functools
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import gguf
 import jax
-import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors then reads
+import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from jaxprobe.errors import InputError
-from jaxprobe.models.config import LlamaConfig, from_gguf, from_hugging_face
-from jaxprobe.models.llama import BLOCK_AXES, MODEL_AXES, Llama, abstract_llama
+from jaxprobe.mesh import spec
+from jaxprobe.models.checkpoint import Checkpoint
+from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.llama import BLOCK_AXES, KV_PARAMETERS, MODEL_AXES, Llama, abstract_llama
 
 
 class Weight(NamedTuple):
@@ -47,113 +47,6 @@ WEIGHTS: dict[str, Weight] = {
 # The output head is not run; old files also carry the rotary tables, which the configuration gives.
 _NOT_READ = re.compile(r"lm_head\.weight|output\.weight|rope_freqs\.weight|.*\.rotary_emb\.inv_freq")
 _LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
-
-
-class Checkpoint(Protocol):
-    """Tensors by name, read in slices."""
-
-    is_gguf: bool
-    files: tuple[Path, ...]
-
-    def config(self) -> LlamaConfig: ...
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray: ...
-
-
-class SafetensorsCheckpoint:
-    """A Hugging Face folder: config.json with one safetensors file, or an index of several."""
-
-    is_gguf = False
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise InputError(
-                f"{folder} lacks {', '.join(missing)}. Weights are read from safetensors only; download them again."
-            )
-        self.files = tuple(folder / name for name in names)
-        self._tensors: dict[str, Any] = {}
-        for name in names:
-            try:
-                file = safetensors.safe_open(folder / name, framework="numpy")
-            except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(f"{folder / name} can't be read ({error}). Download it again.") from error
-            self._tensors |= {tensor: file for tensor in file.keys()}  # noqa: SIM118  safe_open is no mapping
-
-    def config(self) -> LlamaConfig:
-        return from_hugging_face(_read_json(self.folder / "config.json"))
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._tensors.items()}
-
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return self._tensors[name].get_slice(name)[index]
-
-
-class GGUFCheckpoint:
-    """A GGUF file; quantised blocks are expanded by the ``gguf`` package."""
-
-    is_gguf = True
-
-    def __init__(self, path: Path):
-        try:
-            reader = gguf.GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
-            raise InputError(f"{path} can't be read as GGUF ({error}). It may be truncated; fetch it again.") from error
-        self.files = (path,)
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._metadata = {
-            key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")
-        }
-
-    def config(self) -> LlamaConfig:
-        embedding, divisors = self._tensors.get("token_embd.weight"), self._tensors.get("rope_freqs.weight")
-        if embedding is None:
-            raise InputError("The GGUF file has no tensor token_embd.weight. It is not complete.")
-        return from_gguf(self._metadata, int(embedding.shape[-1]), None if divisors is None else divisors.data)
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
-
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        tensor = self._tensors[name]
-        rows = gguf.dequantize(tensor.data[index[0]], tensor.tensor_type)
-        return rows[(slice(None), *index[1:])]
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    return GGUFCheckpoint(path) if path.suffix == ".gguf" else SafetensorsCheckpoint(path)
-
-
-def weights_digest(checkpoint: Checkpoint) -> str:
-    """A SHA-256 that tells checkpoints apart: over whole files up to 1 GB, over their sizes and samples beyond.
-
-    Reading 140 GB only to name it would cost minutes; 256 blocks a file, the header among them, tell any two apart
-    that were trained or converted differently.
-    """
-    digest = hashlib.sha256()
-    for path in checkpoint.files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            whole = size <= _DIGEST_WHOLE
-            for offset in range(0, size, _DIGEST_BLOCK if whole else size // _DIGEST_SAMPLES):
-                file.seek(offset)
-                digest.update(file.read(_DIGEST_BLOCK))
-    return digest.hexdigest()
-
-
-_DIGEST_WHOLE, _DIGEST_BLOCK, _DIGEST_SAMPLES = 2**30, 2**20, 256
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as JSON ({error}). Download it again.") from error
 
 
 # ---- Checks, before anything is read ------------------------------------------------------------------------------
@@ -192,57 +85,95 @@ def _file_name(checkpoint: Checkpoint, parameter: str, layer: int) -> str:
 
 # ---- Reading ------------------------------------------------------------------------------------------------------
 
+Ranges = tuple[range, ...]  # one device's part of a tensor: a range along each axis
 
-def load_weights(checkpoint: Checkpoint, config: LlamaConfig, mesh: jax.sharding.Mesh, dtype: Any) -> Llama:
+
+def load_weights(checkpoint: Checkpoint, config: LlamaConfig, mesh: Mesh, dtype: Any) -> Llama:
     """Reads the parameters of ``config.layers`` blocks, each device's slice to that device.
 
-    Raises:
-      InputError: a dimension that does not divide over its mesh axis; names it and a size that does.
+    One tensor of the file at a time: a stacked parameter grows in place on the devices, layer by layer, so beyond
+    the parameters the host holds one tensor, and while a part of it is read the file's pages of that part.
+
+    Args:
+      config: from `fit_config`, so that every axis divides over the mesh.
+      dtype: of the parameters; the devices convert from the file's.
     """
     graph, state = abstract_llama(config, mesh, dtype)
-    _check_divisible(config, mesh)
 
-    def load(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> jax.Array:
-        name = path[-1]
-
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            return _read_slice(checkpoint, config, name, index).astype(shape.dtype)
-
-        return jax.make_array_from_callback(shape.shape, shape.sharding, read)
+    def load(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        axes = BLOCK_AXES[name][1:] if name in BLOCK_AXES else MODEL_AXES[name]
+        order = tuple("".join(WEIGHTS[name].file_axes).index(letter) for letter in axes)
+        tensor = functools.partial(_read_tensor, checkpoint, config, mesh, name)
+        if name in MODEL_AXES:
+            return _arrange(tensor(0), order, shape)
+        stacked = _zeros(shape)
+        for layer in range(config.layers):
+            # Waiting keeps the host from reading tensors faster than the devices take them.
+            stacked = _set_layer(stacked, tensor(layer), np.int32(layer), order, shape).block_until_ready()
+        return stacked
 
     flat = nnx.to_flat_state(state)
-    loaded = [(path, variable.replace(load(path, variable.get_value()))) for path, variable in flat]
+    loaded = [(path, variable.replace(load(path[-1], variable.get_value()))) for path, variable in flat]
     return nnx.merge(graph, nnx.from_flat_state(loaded))
 
 
-def _read_slice(checkpoint: Checkpoint, config: LlamaConfig, parameter: str, index: tuple[slice, ...]) -> np.ndarray:
-    """One device's part of a parameter, in our order of axes."""
-    stacked = parameter in BLOCK_AXES
-    axes = BLOCK_AXES[parameter][1:] if stacked else MODEL_AXES[parameter]
-    sizes = config.sizes()
-    within = dict(zip(axes, index[1:] if stacked else index, strict=True))
-    layers = range(config.layers)[index[0]] if stacked else [0]
-    one = lambda layer: _read_tensor(checkpoint, sizes, parameter, layer, axes, within)
-    return np.stack([one(layer) for layer in layers]) if stacked else one(0)
+def _read_tensor(checkpoint: Checkpoint, config: LlamaConfig, mesh: Mesh, parameter: str, layer: int) -> jax.Array:
+    """One tensor of the file, its axes in the file's order, already where the parameter wants its parts."""
+    sizes, letters = config.sizes(), "".join(WEIGHTS[parameter].file_axes)
+    axes = BLOCK_AXES.get(parameter) or MODEL_AXES[parameter]
+    shared_over = dict(zip(axes, spec(axes), strict=True))
+    sharding = NamedSharding(mesh, PartitionSpec(*(shared_over[letter] for letter in letters)))
+    read = functools.partial(_read_part, checkpoint, config, parameter, layer)
+    return _put_parts(read, tuple(sizes[letter] for letter in letters), sharding)
 
 
-def _read_tensor(
-    checkpoint: Checkpoint, sizes: Mapping[str, int], parameter: str, layer: int, axes: str, within: Mapping[str, slice]
-) -> np.ndarray:
+def _put_parts(read: Callable[[Ranges], np.ndarray], shape: Sequence[int], sharding: NamedSharding) -> jax.Array:
+    """An array of which every distinct part is read once and goes to all of this process's devices that hold it."""
+    holders: dict[Ranges, list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
+        ranges = tuple(range(size)[part] for size, part in zip(shape, index, strict=True))
+        holders.setdefault(ranges, []).append(device)
+    parts = []
+    for ranges, devices in holders.items():
+        values = _copy_for_devices(read(ranges))
+        parts += [jax.device_put(values, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)
+
+
+def _copy_for_devices(values: np.ndarray) -> np.ndarray:
+    """A copy that frees the file's pages, and that all CPU devices take as it stands: theirs start at a multiple of 64.
+
+    Without the second, each of a tensor's replicas on this host would be one more copy.
+    """
+    memory = np.empty(values.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def _read_part(checkpoint: Checkpoint, config: LlamaConfig, parameter: str, layer: int, ranges: Ranges) -> np.ndarray:
     groups = WEIGHTS[parameter].file_axes
-    ranges = {letter: range(sizes[letter])[within[letter]] for letter in axes}
-    # Only the first letter of a group is ever shared over devices, so a slice of it is contiguous in the file.
+    letters, sizes = "".join(groups), config.sizes()
+    wanted = dict(zip(letters, ranges, strict=True))
+    copies = config.kv_copies if parameter in KV_PARAMETERS else 1
+    if copies > 1:
+        heads = wanted["K"]
+        wanted["K"] = range(heads.start // copies, -(-heads.stop // copies))
+    # Only the first letter of a group is ever shared over devices, so a part of it is contiguous in the file.
     index = []
     for group in groups:
         inner = int(np.prod([sizes[letter] for letter in group[1:]]))
-        first = ranges[group[0]]
+        first = wanted[group[0]]
         index.append(slice(first.start * inner, first.stop * inner))
     values = checkpoint.read(_file_name(checkpoint, parameter, layer), tuple(index))
-    letters = "".join(groups)
-    values = values.reshape([len(ranges[letter]) for letter in letters])
+    values = values.reshape([len(wanted[letter]) for letter in letters])
     if checkpoint.is_gguf and parameter in ("query", "key"):
         values = _undo_interleaving(values, letters.index("H"))
-    return values.transpose([letters.index(letter) for letter in axes])
+    if copies > 1:  # the file's K comes first
+        skipped = heads.start % copies
+        values = np.repeat(values, copies, axis=0)[skipped : skipped + len(heads)]
+    return values
 
 
 def _undo_interleaving(values: np.ndarray, axis: int) -> np.ndarray:
@@ -251,16 +182,27 @@ def _undo_interleaving(values: np.ndarray, axis: int) -> np.ndarray:
     return split.swapaxes(axis, axis + 1).reshape(values.shape)
 
 
-def _check_divisible(config: LlamaConfig, mesh: jax.sharding.Mesh) -> None:
-    names = {"K": "key/value heads", "F": "MLP width", "V": "vocabulary", "D": "width"}
-    problems = []
-    for letter, axis in (("K", "model"), ("F", "model"), ("V", "model"), ("D", "fsdp")):
-        size, devices = config.sizes()[letter], mesh.shape[axis]
-        if size % devices:
-            fits = max(n for n in range(1, devices + 1) if size % n == 0)
-            problems.append(
-                f"{letter}={size} ({names[letter]}) does not divide over mesh axis '{axis}' of size {devices}. "
-                f"Use --mesh with {axis}={fits}."
-            )
-    if problems:
-        raise InputError(*problems)
+# ---- On the devices: a tensor in the file's order and dtype becomes (a layer of) a parameter -----------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(shape: jax.ShapeDtypeStruct) -> Float[Array, "..."]:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _arrange(tensor: Float[Array, "..."], order: tuple[int, ...], shape: jax.ShapeDtypeStruct) -> Float[Array, "..."]:
+    return jax.lax.with_sharding_constraint(tensor.transpose(order).astype(shape.dtype), shape.sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+def _set_layer(
+    stacked: Float[Array, "L ..."],
+    tensor: Float[Array, "..."],
+    layer: Int[Array, ""],
+    order: tuple[int, ...],
+    shape: jax.ShapeDtypeStruct,
+) -> Float[Array, "L ..."]:
+    part = tensor.transpose(order).astype(shape.dtype)
+    result = jax.lax.dynamic_update_index_in_dim(stacked, part, layer, 0)
+    return jax.lax.with_sharding_constraint(result, shape.sharding)

@@ -1,0 +1,175 @@
+"""Checkpoint files: tensors by name, read in slices, for safetensors folders and GGUF files.
+
+Each read maps its tensor anew and lets go of it afterwards: a mapping that stays open would keep every page that was
+ever read resident, and by the last tensor the process would hold the checkpoint a second time.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import gguf
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
+import numpy as np
+import safetensors
+
+from jaxprobe.errors import InputError
+from jaxprobe.models.config import LlamaConfig, from_gguf, from_hugging_face
+
+# What safetensors calls the dtypes that weights are read from.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Checkpoint(Protocol):
+    """Tensors by name, read in slices."""
+
+    is_gguf: bool
+    files: tuple[Path, ...]
+
+    def config(self) -> LlamaConfig: ...
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray: ...
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor's numbers lie, one after another in C order."""
+
+    path: Path
+    offset: int  # bytes
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A view of the file; its pages are let go with the array."""
+        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
+
+
+class SafetensorsCheckpoint:
+    """A Hugging Face folder: config.json with one safetensors file, or an index of several."""
+
+    is_gguf = False
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = folder / "model.safetensors.index.json"
+        names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise InputError(
+                f"{folder} lacks {', '.join(missing)}. Weights are read from safetensors only; download them again."
+            )
+        self.files = tuple(folder / name for name in names)
+        self._tensors: dict[str, StoredTensor] = {}
+        for file in self.files:
+            self._tensors |= _read_header(file)
+
+    def config(self) -> LlamaConfig:
+        return from_hugging_face(_read_json(self.folder / "config.json"))
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self._tensors[name].read(index)
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file: 8 bytes of length, that much JSON, then the numbers."""
+    try:
+        with safetensors.safe_open(path, framework="numpy"):  # checks the header against the file's size
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read ({error}). Download it again.") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    unknown = [f"{name} as {tensor['dtype']}" for name, tensor in header.items() if tensor["dtype"] not in _DTYPES]
+    if unknown:
+        raise InputError(
+            f"{path} stores {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}; weights are read as "
+            f"{', '.join(_DTYPES)}. Use a checkpoint that is not quantised, or a GGUF file."
+        )
+    return {
+        name: StoredTensor(
+            path, 8 + length + tensor["data_offsets"][0], tuple(tensor["shape"]), _DTYPES[tensor["dtype"]]
+        )
+        for name, tensor in header.items()
+    }
+
+
+def read_gguf(path: Path) -> gguf.GGUFReader:
+    """Metadata and places of the tensors. Raises InputError where the file is no whole GGUF file."""
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise InputError(f"{path} can't be read as GGUF ({error}). It may be truncated; fetch it again.") from error
+
+
+class GGUFCheckpoint:
+    """A GGUF file; quantised blocks are expanded by the ``gguf`` package."""
+
+    is_gguf = True
+
+    def __init__(self, path: Path):
+        reader = read_gguf(path)
+        self.files = (path,)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._metadata = {
+            key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")
+        }
+
+    def config(self) -> LlamaConfig:
+        embedding, divisors = self._tensors.get("token_embd.weight"), self._tensors.get("rope_freqs.weight")
+        if embedding is None:
+            raise InputError("The GGUF file has no tensor token_embd.weight. It is not complete.")
+        return from_gguf(self._metadata, int(embedding.shape[-1]), None if divisors is None else divisors.data)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        tensor = self._tensors[name]
+        stored = StoredTensor(self.files[0], tensor.data_offset, tensor.data.shape, tensor.data.dtype.name)
+        *rows, (first, stop, _) = *index[:-1], index[-1].indices(self.shapes()[name][-1])
+        # A row is a sequence of blocks: those that hold the wanted columns are enough.
+        values, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        items = size // tensor.data.itemsize
+        blocks = slice(first // values * items, -(-stop // values) * items)
+        expanded = gguf.dequantize(stored.read((*rows, blocks)), tensor.tensor_type)
+        skipped = first % values
+        return expanded[..., skipped : skipped + stop - first]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    return GGUFCheckpoint(path) if path.suffix == ".gguf" else SafetensorsCheckpoint(path)
+
+
+_DIGEST_WHOLE, _DIGEST_BLOCK, _DIGEST_SAMPLES = 2**30, 2**20, 256
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """A SHA-256 that tells checkpoints apart: over whole files up to 1 GB, over their sizes and samples beyond.
+
+    Reading 140 GB only to name it would cost minutes; 256 blocks a file, the header among them, tell any two apart
+    that were trained or converted differently.
+    """
+    digest = hashlib.sha256()
+    for path in checkpoint.files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            whole = size <= _DIGEST_WHOLE
+            for offset in range(0, size, _DIGEST_BLOCK if whole else size // _DIGEST_SAMPLES):
+                file.seek(offset)
+                digest.update(file.read(_DIGEST_BLOCK))
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as JSON ({error}). Download it again.") from error
