@@ -1,12 +1,27 @@
-"""Files that are whole or absent, and how two settings differ: shared by the run directory and the activation store."""
+"""Files that are whole or absent, addresses that are none, and how two settings differ."""
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from jaxprobe.errors import InputError
+
+_ADDRESS = re.compile("[a-z0-9]{2,}:/")  # a Path makes one slash of two
+
+
+def refuse_address(path: str | PathLike) -> None:
+    """Raises InputError for an address (``gs://...``): what lies there can't be mapped, locked or renamed."""
+    if _ADDRESS.match(str(path)):
+        raise InputError(
+            f"{path} is an address, and jaxprobe needs files that can be mapped, locked and renamed. Mount the bucket "
+            "as a folder (gcsfuse, mountpoint-s3), or copy it to a disk that every process sees, and name that folder."
+        )
 
 
 @contextmanager

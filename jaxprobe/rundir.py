@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import differences, replacing
+from jaxprobe.files import differences, refuse_address, replacing
 
 SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
 SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
@@ -37,11 +37,16 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run's folder. Making the object touches no file; each write makes the folder where it is absent."""
+    """A run's folder. Making the object touches no file; each write makes the folder where it is absent.
+
+    Raises:
+      InputError: the path is the address of an object store.
+    """
 
     path: Path
 
     def __post_init__(self) -> None:
+        refuse_address(self.path)
         object.__setattr__(self, "path", Path(self.path))
 
     @property

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import threading
@@ -37,7 +36,7 @@ from jaxprobe.extract.activations import (
     verify_shards,
     write_manifest,
 )
-from jaxprobe.files import differences
+from jaxprobe.files import differences, refuse_address
 
 try:
     import fcntl
@@ -133,8 +132,7 @@ class ActivationStore:
                 f"States can't be stored as {dtype} (activations beyond 65,504 overflow float16). Use one of "
                 f"{', '.join(DTYPES)}."
             )
-        if re.match("[a-z0-9]{2,}:/", str(path)):
-            raise InputError(f"{path} is an address; the activations need a folder that this machine can write to.")
+        refuse_address(path)
         path = Path(path).absolute()  # which Orbax asks for
         wanted = _manifest(settings, rows, states, width, dtype, source or {})
         finished = _check_folder(path, wanted, repair)

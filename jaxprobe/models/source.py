@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import refuse_address
 
 DEMO_MODEL = "demo"
 DEMO_DESCRIPTION = "SmolLM2-135M-Instruct (the instruct variant, in 4 bits: GGUF Q4_1, token embedding Q8_0)"
@@ -35,6 +36,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     """
     if name == DEMO_MODEL:
         return ModelSource("SmolLM2-135M-Instruct-Q4_1", _demo_file())
+    refuse_address(name)
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
