@@ -21,7 +21,7 @@ LEGEND: dict[str, tuple[str, tuple[str, ...]]] = {
     "B": ("packed bin", ("data", "fsdp")),
     "T": ("query slot", ()),
     "S": ("key slot", ()),
-    "W": ("wanted row of a bin", ()),
+    "W": ("wanted row of a bin", ("model",)),
     "R": ("shared-root slot", ()),
     "L": ("layer", ()),
     "D": ("width", ("fsdp",)),
@@ -33,13 +33,17 @@ LEGEND: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def spec(letters: str) -> PartitionSpec:
+def spec(letters: str, gathered: str = "") -> PartitionSpec:
     """The sharding of an array whose axes are ``letters``.
 
     A mesh axis is used once, by the first letter that asks: so D is shared in a weight ("DF") and whole in
     an activation ("BTD"), where B has taken ``fsdp`` already.
+
+    Args:
+      letters: one for each axis.
+      gathered: a mesh axis that no letter gets: ``fsdp`` for a weight that is about to be used.
     """
-    taken: set[str] = set()
+    taken = {gathered}
     dims: list[tuple[str, ...] | str | None] = []
     for letter in letters:
         axes = tuple(axis for axis in LEGEND[letter][1] if axis not in taken)
@@ -66,6 +70,11 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """The text that `parse_mesh` reads, without axes of size 1."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "data=1"
+
+
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over ``devices`` (default: all); without sizes, every device takes a share of the bins.
 
@@ -77,7 +86,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
     wanted = int(np.prod(shape))
     if wanted > len(devices):
-        asked = ",".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise InputError(f"Mesh {asked} needs {wanted} devices; {len(devices)} are here. Use a smaller mesh.")
+        raise InputError(
+            f"Mesh {mesh_text(sizes)} needs {wanted} devices; {len(devices)} are here. Use a smaller mesh."
+        )
     grid = np.asarray(devices[:wanted]).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -37,7 +37,7 @@ class ShardStates(NamedTuple):
 
 def bins_per_step(mesh: Mesh) -> int:
     """B of one step: bins for every device that shares them."""
-    return BINS_PER_DEVICE[jax.default_backend()] * mesh.shape["data"] * mesh.shape["fsdp"]
+    return BINS_PER_DEVICE[mesh.devices.flat[0].platform] * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def choose_states(
@@ -76,7 +76,7 @@ def run_plan(
     Raises:
       InputError: a state that is not finite; names the entity's row and the state.
     """
-    step = _compiled_step(model.config, states, model.mesh, model.dtype)
+    step = compiled_step(model.config, states, model.mesh, model.dtype)
     put = functools.partial(_put, mesh=model.mesh)
     root = _run_root(model, plan.root)
     dtype = np.dtype(DTYPES[model.dtype])
@@ -106,19 +106,20 @@ def _in_flight(started: Iterator, count: int) -> Iterator:
 
 
 def _put(batch: Batch, mesh: Mesh) -> Bins:
-    fields = Bins(batch.tokens, batch.positions, batch.ends, batch.wanted)
+    wanted = np.pad(batch.wanted, ((0, 0), (0, -batch.wanted.shape[1] % mesh.shape["model"])))
+    fields = Bins(batch.tokens, batch.positions, batch.ends, wanted)
     return jax.device_put(fields, NamedSharding(mesh, spec("BT")))
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_step(
+def compiled_step(
     config: LlamaConfig, states: tuple[str, ...], mesh: Mesh, dtype: str
 ) -> Callable[[Llama, Bins, Root], list[jax.Array]]:
     """The jitted forward of one batch; returns the wanted rows of ``states``, in their order, in a few arrays."""
     blocks = [int(state) for state in states if state.isdecimal()]
 
     def step(weights: Llama, bins: Bins, root: Root) -> list[jax.Array]:
-        result = forward(weights, config, bins, root, sums_in_blocks=_sums_in_blocks(mesh, weights))
+        result = forward(weights, config, bins, root, mesh=mesh, sums_in_blocks=_sums_in_blocks(mesh, weights))
         parts = []
         if "embed" in states:
             parts.append(result.embed[None])
@@ -140,7 +141,8 @@ def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
     padded[:, : len(tokens)] = tokens
     index = np.broadcast_to(np.arange(slots, dtype=np.int32), padded.shape)
     # A chain: the subtree of every slot reaches to the end.
-    batch = Bins(padded, index, np.full_like(padded, slots), np.zeros((copies, 1), np.int32))
+    nothing = np.zeros((copies, model.mesh.shape["model"]), np.int32)
+    batch = Bins(padded, index, np.full_like(padded, slots), nothing)
     batch = jax.device_put(batch, NamedSharding(model.mesh, spec("BT")))
     keys, values = _compiled_root(model.config, model.mesh)(model.weights, batch)
     return Root(keys, values, jnp.int32(len(tokens)))
@@ -155,6 +157,7 @@ def _compiled_root(config: LlamaConfig, mesh: Mesh) -> Callable[[Llama, Bins], t
             config,
             bins,
             Root(none, none, jnp.int32(0)),
+            mesh=mesh,
             sums_in_blocks=_sums_in_blocks(mesh, weights),
             return_keys=True,
         )

@@ -7,7 +7,7 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.streaming import make_folds, stream_probes
 from jaxprobe.extract.collect import extract_states, plan_extraction, split_extraction, stream_moments
-from jaxprobe.extract.forward import _compiled_step, run_plan
+from jaxprobe.extract.forward import compiled_step, run_plan
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model
 from jaxprobe.probes.metrics import r2
@@ -89,8 +89,8 @@ def test_moments_come_from_the_stream_as_they_are(folder, table):
 def test_both_passes_share_a_compiled_program(folder, table):
     model = load_model(folder, mesh=make_mesh({"data": 1}))
     train, test = parts_of(model, table)
-    _compiled_step.cache_clear()  # of what other tests compiled
-    step = _compiled_step(model.config, train.states, model.mesh, model.dtype)
+    compiled_step.cache_clear()  # of what other tests compiled
+    step = compiled_step(model.config, train.states, model.mesh, model.dtype)
     for part in (train, test):
         assert sum(len(shard.rows) for shard in run_plan(model, part.plan, part.states)) > 0
     assert step._cache_size() == 1

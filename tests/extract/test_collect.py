@@ -9,7 +9,7 @@ import pytest
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import extract_states, open_store, plan_extraction
-from jaxprobe.extract.forward import _compiled_root, _compiled_step
+from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model, open_model
 from tests.tiny_llama import save_llama, save_tokenizer
@@ -32,11 +32,11 @@ def table():
 
 def test_prompts_share_a_compiled_program(folder, table):
     model = load_model(str(folder), mesh=make_mesh({"data": 1}))
-    for compiled in (_compiled_step, _compiled_root):
+    for compiled in (compiled_step, _compiled_root):
         compiled.cache_clear()  # of what other tests compiled
     states = [extract_states(model, table, prompt)["2"] for prompt in ("empty", "In {}", "To {}")]
     assert not np.allclose(states[1], states[2])  # each prompt was run
-    step = _compiled_step(model.config, ("embed", "0", "1", "2"), model.mesh, model.dtype)
+    step = compiled_step(model.config, ("embed", "0", "1", "2"), model.mesh, model.dtype)
     assert step._cache_size() == 1
     assert _compiled_root(model.config, model.mesh)._cache_size() == 1
 
