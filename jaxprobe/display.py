@@ -1,0 +1,67 @@
+"""How results look to people: the scores by layer, and HTML for notebooks, in which every name is text."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import pandas as pd
+
+# What the error's column is called; the first one that the scores have is shown.
+ERRORS = {"error_km_median": "median km", "mae": "mean error"}
+
+
+def scores_by_layer(scores: pd.DataFrame) -> pd.DataFrame:
+    """Test scores (mean over targets), one row a state in the order of the forward pass.
+
+    Args:
+      scores: a run's score table.
+
+    Returns:
+      Columns layer, r2, ci_low, ci_high, spearman, one of ERRORS (km, or the targets' unit), alpha; NaN for what is
+      not known, such as a mean over errors in different units.
+    """
+    test = scores[(scores["split"] == "test") & scores["target"].isin(["mean", "place"])]
+    r2 = test[test["metric"] == "r2"].set_index("layer")
+    values = test.pivot(index="layer", columns="metric", values="value")
+    error = next((metric for metric in ERRORS if metric in values), "mae")
+    return pd.DataFrame(
+        {
+            "layer": r2.index,
+            "r2": r2["value"].to_numpy(),
+            "ci_low": r2["ci_low"].to_numpy(),
+            "ci_high": r2["ci_high"].to_numpy(),
+            "spearman": values["spearman"].reindex(r2.index).to_numpy(),
+            error: values[error].reindex(r2.index).to_numpy() if error in values else float("nan"),
+            "alpha": r2["alpha"].to_numpy(),
+        }
+    )
+
+
+def scores_in_words(scores: pd.DataFrame, headline: str) -> tuple[list[str], list[list[str]], int]:
+    """The same as text: the head of each column, the rows, and which row is the headline's (marked with a star)."""
+    frame = scores_by_layer(scores)
+    error = next(metric for metric in ERRORS if metric in frame)
+    heads = ["layer", "R2", "95 % interval", "Spearman", ERRORS[error], "alpha"]
+    rows = [
+        [
+            row["layer"] + (" *" if row["layer"] == headline else ""),
+            f"{row['r2']:.3f}",
+            f"{row['ci_low']:.3f} to {row['ci_high']:.3f}",
+            f"{row['spearman']:.3f}",
+            "" if pd.isna(row[error]) else f"{row[error]:,.1f}",
+            f"{row['alpha']:.3g}",
+        ]
+        for _, row in frame.iterrows()
+    ]
+    return heads, rows, list(frame["layer"]).index(headline)
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", bold: int = -1) -> str:
+    """An HTML table of text; ``bold`` is the number of a row to set in bold."""
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in heads)
+    strong = ' style="font-weight:bold"'
+    body = "".join(
+        f"<tr{strong if number == bold else ''}>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for number, row in enumerate(rows)
+    )
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
