@@ -23,8 +23,8 @@ def project_blockwise(equation: str, x: Float[Array, "..."], weight: Float[Array
     """`project`, its sums taken in blocks of at most 256 terms.
 
     For CPUs: XLA adds a dot product's terms one after another there, so the rounding error grows with the square
-    root of their number. On the demo model that is three times PyTorch's error against float64 (1.4e-5 of a state
-    at worst, 4.9e-6 for PyTorch); in blocks it is PyTorch's.
+    root of their number. On the demo model states then differ from PyTorch's by 1.2e-5 at worst (PyTorch's own from
+    float64: 4.9e-6); with the two products that add to the residual stream in blocks, by 7e-6.
     """
     (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
     summed = [letter for letter in right if letter in left and letter not in out]

@@ -119,10 +119,11 @@ def forward(
 
     Args:
       mesh: that the weights are on; both the bins and the wanted rows divide over it.
-      sums_in_blocks: multiply with `project_blockwise`; for weights that are whole on every device.
+      sums_in_blocks: add to the residual stream with `project_blockwise`; for weights that are whole on every device.
       return_keys: return every slot's keys and values too, which is how the root is made.
     """
-    linear = project_blockwise if sums_in_blocks else project
+    # The two products that add to the residual stream, where errors pile up from block to block.
+    add = project_blockwise if sums_in_blocks else project
     slots = jnp.arange(bins.tokens.shape[1])
     causal = slots[None, :, None] >= slots[None, None, :]
     visible = causal & (slots[None, :, None] < bins.ends[:, None, :])
@@ -139,14 +140,14 @@ def forward(
         weights = {name: placed(getattr(parameters, name)[...], axes[1:], "fsdp") for name, axes in BLOCK_AXES.items()}
         dtype = weights["key"].dtype
         normed = rms_norm(x, weights["attention_norm"], config.norm_epsilon)
-        query = rotate(linear("BTD,DKGH->BTKGH", normed, weights["query"]), cosine, sine)
-        key = rotate(linear("BTD,DKH->BTKH", normed, weights["key"]), cosine, sine).astype(dtype)
-        value = linear("BTD,DKH->BTKH", normed, weights["value"]).astype(dtype)
+        query = rotate(project("BTD,DKGH->BTKGH", normed, weights["query"]), cosine, sine)
+        key = rotate(project("BTD,DKH->BTKH", normed, weights["key"]), cosine, sine).astype(dtype)
+        value = project("BTD,DKH->BTKH", normed, weights["value"]).astype(dtype)
         mixed = attend(query, key, value, visible, root_key, root_value, root_visible)
-        x = x + linear("BTKGH,KGHD->BTD", mixed, weights["output"])
+        x = x + add("BTKGH,KGHD->BTD", mixed, weights["output"])
         normed = rms_norm(x, weights["mlp_norm"], config.norm_epsilon)
-        gate, up = (linear("BTD,DF->BTF", normed, weights[name]) for name in ("gate", "up"))
-        x = x + linear("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"])
+        gate, up = (project("BTD,DF->BTF", normed, weights[name]) for name in ("gate", "up"))
+        x = x + add("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"])
         return placed(x, "BTD"), (rows(x), (key, value) if return_keys else None)
 
     x = placed(model.embedding[...][bins.tokens], "BTD").astype(jnp.float32)
