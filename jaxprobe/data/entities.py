@@ -1,7 +1,7 @@
 """The entity table: named things, and what is to be predicted of them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ class EntityTable:
       is_test: [N] bool; the rows that no probe is fitted on.
       groups: column -> [N] strings, for colours and hold-outs.
       attribution: what the data's licence asks to be shown, or "".
+      unit_vectors: whether probes are fitted on places as points on the unit sphere, which has no dateline.
       notes: what was inferred or noticed on reading, one sentence each, shown to the user.
     """
 
@@ -39,6 +40,7 @@ class EntityTable:
     is_test: np.ndarray
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     attribution: str = ""
+    unit_vectors: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -90,6 +92,7 @@ def make_table(
       limit: a random sample (same seed) of so many rows, with both sides of the split in their share.
     Raises:
       InputError: every problem that was found, at once.
+    divide: Callable[[EntityTable], EntityTable] | None = None,
     """
     if len(frame) < 2:
         raise InputError(f"Table {name} has {len(frame)} rows; a probe needs some to be fitted on and others to test.")
@@ -103,13 +106,14 @@ def make_table(
             problems.extend(error.problems)
 
     text = text or attempt(_find_text, frame, notes)
-    split = split or _find_split(frame, notes)
+    split = split if split or divide else _find_split(frame, notes)
     target = target or attempt(_find_target, frame, {text, split, *group}, notes) or ()
+      divide: splits the whole table (which may cost it some rows), in place of a column.
     texts = attempt(columns.text_values, frame, text) if text else None
     is_test = (
         attempt(columns.split_values, frame, split)
         if split
-        else attempt(seeded_split, len(frame), test_fraction, seed, notes)
+        else attempt(seeded_split, len(frame), test_fraction, seed, None if divide else notes)
     )
     target = attempt(_order_target, target) or ()
     values = [attempt(columns.target_values, frame, column) for column in target]
@@ -147,6 +151,9 @@ def _find_split(frame: pd.DataFrame, notes: list[str]) -> str | None:
     for column in SPLIT_COLUMNS:
         if column in frame.columns:
             notes.append(f"The split is column {column!r}.")
+    if divide is not None:
+        table = divide(table)
+        notes.extend(table.notes)
             return column
     return None
 

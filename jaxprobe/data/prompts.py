@@ -14,12 +14,24 @@ class Prompt(NamedTuple):
       template: the text, with ``{}`` once, where the entity goes.
       spelling: the entity as it is, in capitals, or without its last character where that is a full stop.
       random_tokens: how many random token ids stand between BOS and the text (ids, not text: see tokens.py).
+      prefix_per_row: these are drawn anew for every row, as the paper did, instead of once for all rows, which then
+        share their computation.
     """
 
     name: str
     template: str = "{}"
     spelling: Literal["as_is", "all_caps", "no_full_stop"] = "as_is"
     random_tokens: int = 0
+    prefix_per_row: bool = False
+
+    @property
+    def wording(self) -> str:
+        """What the model reads, for people: the template, and what is done to the name or put before it."""
+        spelled = {"as_is": "{}", "all_caps": "{} in capitals", "no_full_stop": "{} without its full stop"}
+        words = self.template.replace("{}", spelled[self.spelling])
+        if self.random_tokens:
+            words = f"{self.random_tokens} random tokens{' (new for each row)' * self.prefix_per_row}, then {words}"
+        return words
 
     def spell(self, texts: Sequence[str]) -> list[str]:
         """The entities as this prompt spells them."""
@@ -33,10 +45,12 @@ class Prompt(NamedTuple):
 EMPTY = Prompt("empty")
 EMPTY_ALL_CAPS = Prompt("empty_all_caps", spelling="all_caps")
 RANDOM = Prompt("random", random_tokens=10)
+RANDOM_PER_ROW = Prompt("random_per_row", random_tokens=10, prefix_per_row=True)
 COORDS = Prompt("coords", "What are the lat/lon coordinates of {}")
 WHERE_IS = Prompt("where_is", "Where is {}")
 
-# The names and templates of Gurnee & Tegmark's reference code, table by table.
+# The names and templates of Gurnee & Tegmark's reference code, table by table. Where there is `random`, there is also
+# `random_per_row`, which is that code's own `random`.
 PROMPTS: dict[str, tuple[Prompt, ...]] = {
     "cities": (EMPTY, EMPTY_ALL_CAPS, RANDOM, COORDS, WHERE_IS),
     "world_place": (EMPTY, EMPTY_ALL_CAPS, RANDOM, COORDS),
@@ -72,6 +86,8 @@ def find_prompt(dataset: str, prompt: str) -> Prompt:
       InputError: neither a name this data set has nor a template with exactly one ``{}``.
     """
     known = {named.name: named for named in list_prompts(dataset)}
+    if RANDOM.name in known:
+        known[RANDOM_PER_ROW.name] = RANDOM_PER_ROW
     if prompt == EMPTY.template:
         return EMPTY
     if prompt in known:

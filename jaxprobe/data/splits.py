@@ -4,12 +4,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.sphere import nearest_km
 from jaxprobe.errors import InputError
-
-EARTH_RADIUS_KM = 6371.0088  # mean radius, as in the great-circle errors of the probes
 
 
 class BlockSplit(NamedTuple):
@@ -47,23 +45,6 @@ def spatial_blocks(latitude: np.ndarray, longitude: np.ndarray, cell_degrees: fl
     column = np.floor((np.asarray(longitude) + 180) % 360 / cell_degrees)
     south, west = row * cell_degrees - 90, column * cell_degrees - 180
     return np.array([f"{s:.9g},{w:.9g}" for s, w in zip(south, west, strict=True)], object)
-
-
-def nearest_km(
-    latitude: np.ndarray, longitude: np.ndarray, other_latitude: np.ndarray, other_longitude: np.ndarray
-) -> np.ndarray:
-    """[N] great-circle distance from each of N places to the nearest of M others, in memory of N + M.
-
-    The nearest by the chord through the sphere is the nearest over its surface, so a k-d tree of unit vectors serves.
-    """
-    chord, _ = cKDTree(unit_vectors(other_latitude, other_longitude)).query(unit_vectors(latitude, longitude))
-    return 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1))
-
-
-def unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """[N, 3] points on the unit sphere."""
-    phi, lam = np.radians(latitude), np.radians(longitude)
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
 
 
 def split_blocks(

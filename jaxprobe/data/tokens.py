@@ -43,7 +43,6 @@ def tokenize(
     *,
     max_length: int | None = None,
     seed: int = 0,
-    prefix_per_row: bool = False,
 ) -> Tokens:
     """Token ids of each entity inside its prompt, up to the entity's last token.
 
@@ -57,7 +56,6 @@ def tokenize(
       prompt: a Prompt, one of the common names, or a template with ``{}`` once.
       max_length: the model's context in tokens, BOS included; None for no limit.
       seed: of the random ids, where the prompt asks for them.
-      prefix_per_row: random ids drawn anew for every row, as the paper did, instead of once for all rows.
     Raises:
       InputError: no BOS, or a prompt that brings its own; entities that are empty, have no tokens, or are longer
         than `max_length`.
@@ -65,7 +63,7 @@ def tokenize(
     prompt = find_prompt("", prompt) if isinstance(prompt, str) else prompt
     texts = prompt.spell(texts)
     _check_input(tokenizer, texts, prompt)
-    prefix = _random_ids(tokenizer, len(texts) if prefix_per_row else 1, prompt.random_tokens, seed)
+    prefix = _random_ids(tokenizer, len(texts) if prompt.prefix_per_row else 1, prompt.random_tokens, seed)
     before, after = prompt.template.split("{}")
     # Padding and truncation may be left from the file or an earlier call; transformers sets both at each of its own.
     backend = tokenizer.backend_tokenizer

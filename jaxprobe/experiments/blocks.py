@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
-from jaxprobe.data.splits import nearest_km, spatial_blocks
+from jaxprobe.data.sphere import nearest_km
+from jaxprobe.data.splits import spatial_blocks
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.proximity import proximity_error
 from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
 from jaxprobe.probes.metrics import Interval, paired_difference, resample_counts, score
-from jaxprobe.probes.ridge import fit_ridge, predict_layer
 
 LARGEST = 20  # the paper's number of countries
 FITS = ("nominal", "held_out", "difference")
@@ -55,15 +56,15 @@ def run(
     labels = require_group(table, group)
     held = choose_labels(table, group, labels, held, largest=LARGEST)
     x, test, targets = activations[state], table.is_test, table.targets
-    nominal = fit_ridge(x[None, ~test], targets[~test], names=[state])
-    base = predict_layer(nominal, 0, x[test])
+    nominal = fit_probe(x, table, ~test, state)
+    base = nominal.predict(x[test])
     frames = []
     for name in held:
         train, inside = ~test & (labels != name), (labels == name)[test]
-        fit = fit_ridge(x[None, train], targets[train], names=[f"{state} without {name}"])
-        both = np.stack([base, predict_layer(fit, 0, x[test])])
+        probe = fit_probe(x, table, train, f"{state} without {name}")
+        both = np.stack([base, probe.predict(x[test])])
         found = _block_scores(table, both, inside, targets[train], seed)
-        alphas = (nominal.alpha[0], fit.alpha[0], np.nan)
+        alphas = (nominal.alpha, probe.alpha, np.nan)
         columns = dict(model=model, prompt=prompt, group=group, held_out=name, rows_test=int(inside.sum()))
         frames += _three_fits(table, found, state, alphas, columns)
     return pd.concat(frames, ignore_index=True)
@@ -99,23 +100,20 @@ def run_spatial(
     x, test, targets = activations[state], table.is_test, table.targets
     cells = spatial_blocks(*targets.T, cell_degrees).astype(str)
     fold = deal_groups(cells, folds, seed)
-    nominal = fit_ridge(x[None, ~test], targets[~test], names=[state])
-    both = np.stack([predict_layer(nominal, 0, x[test])] * 2)
+    nominal = fit_probe(x, table, ~test, state)
+    both = np.stack([nominal.predict(x[test])] * 2)
     for number in np.unique(fold[test]):
         inside = test & (fold == number)
         far = nearest_km(*targets.T, *targets[inside].T) >= buffer_km
         train = ~test & (fold != number) & far
         if train.sum() < 2:
             raise InputError(f"A buffer of {buffer_km:g} km leaves {train.sum()} training rows. Use a smaller one.")
-        fit = fit_ridge(x[None, train], targets[train], names=[f"{state} without fold {number}"])
-        both[1, inside[test]] = predict_layer(fit, 0, x[inside])
-    options = dict(places=True, groups=cells[test], seed=seed, metrics=score_metrics(table))
-    single = score(targets[test], both, **options)
-    less = paired_difference(targets[test], both[1:], both[:1], **options)
-    found = {name: Interval(*map(np.concatenate, zip(single[name], less[name], strict=True))) for name in single}
+        probe = fit_probe(x, table, train, f"{state} without fold {number}")
+        both[1, inside[test]] = probe.predict(x[inside])
+    found = _score_fits(table, targets[test], both, seed, groups=cells[test])
     group = f"cells of {cell_degrees:g} degrees, {buffer_km:g} km"
     columns = dict(model=model, prompt=prompt, group=group, held_out="each fold", rows_test=int(test.sum()))
-    return pd.concat(_three_fits(table, found, state, (nominal.alpha[0], np.nan, np.nan), columns), ignore_index=True)
+    return pd.concat(_three_fits(table, found, state, (nominal.alpha, np.nan, np.nan), columns), ignore_index=True)
 
 
 def deal_groups(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -133,9 +131,7 @@ def _block_scores(table: EntityTable, both: np.ndarray, inside: np.ndarray, trai
     """metric -> Interval of the three FITS, from both predictions [2, N_test, C]; inside: [N_test] the group."""
     truth = table.targets[table.is_test]
     y, p = truth[inside], both[:, inside]
-    options = dict(places=table.is_place, seed=seed, metrics=score_metrics(table))
-    single, less = score(y, p, **options), paired_difference(y, p[1:], p[:1], **options)
-    found = {name: Interval(*map(np.concatenate, zip(single[name], less[name], strict=True))) for name in single}
+    found = _score_fits(table, y, p, seed)
     found = {"r2_block_mean": found.pop("r2")} | found
     unexplained = ratio_intervals((y[None] - p) ** 2, (y - train.mean(0)[None]) ** 2, seed, average=True)
     # One less a ratio turns the interval around; in the difference the ones cancel.
@@ -145,6 +141,15 @@ def _block_scores(table: EntityTable, both: np.ndarray, inside: np.ndarray, trai
     shares = np.stack([proximity_error(q / scale, truth / scale, inside, places=table.is_place) for q in both])
     found["proximity_error"] = ratio_intervals(shares[..., None], np.ones((len(y), 1)), seed, average=False)
     return found
+
+
+def _score_fits(
+    table: EntityTable, truth: np.ndarray, both: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> dict[str, Interval]:
+    """metric -> Interval of the three FITS, from both predictions [2, N, C] of ``truth`` [N, C]."""
+    options = dict(places=table.is_place, groups=groups, seed=seed, metrics=score_metrics(table))
+    single, less = score(truth, both, **options), paired_difference(truth, both[1:], both[:1], **options)
+    return {name: Interval(*map(np.concatenate, zip(single[name], less[name], strict=True))) for name in single}
 
 
 def ratio_intervals(above: np.ndarray, below: np.ndarray, seed: int, *, average: bool) -> Interval:

@@ -1,15 +1,17 @@
 """What else would explain the score? Each control is one thing that a bare R2 does not rule out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.experiments.baselines import centre_groups, exchange_groups, predict_from_ngrams, predict_group_means
+from jaxprobe.experiments.probe import fit_probe, fitted_targets, in_target_units
 from jaxprobe.experiments.tables import require_states, score_metrics, tidy_scores
 from jaxprobe.probes.metrics import Interval, paired_difference, r2, score
-from jaxprobe.probes.ridge import RidgeFit, fit_ridge, predict_layer
+from jaxprobe.probes.ridge import fit_ridge, predict_layer
 
 PERMUTATIONS = 19  # the fewest that can give a p-value of 0.05
 
@@ -87,8 +89,8 @@ def _predict(activations, table: EntityTable, states) -> tuple[dict[str, np.ndar
     predictions, alphas = {}, {}
     for state in states:
         x = activations[state]
-        fit = fit_ridge(x[None, ~table.is_test], table.targets[~table.is_test], names=[state])
-        predictions[state], alphas[state] = predict_layer(fit, 0, x[table.is_test]), float(fit.alpha[0])
+        probe = fit_probe(x, table, ~table.is_test, state)
+        predictions[state], alphas[state] = probe.predict(x[table.is_test]), probe.alpha
     return predictions, alphas
 
 
@@ -121,12 +123,8 @@ def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -
     makers = {"permuted": lambda: rng.permutation(table.targets)}
     for group, labels in _groups(table):
         makers[f"permuted_{group}"] = lambda labels=labels: exchange_groups(table.targets, labels, rng)
-    made = {control: [make() for _ in range(PERMUTATIONS)] for control, make in makers.items()}
-    y = np.concatenate([table.targets, *(targets for each in made.values() for targets in each)], axis=1)
-    # Each column chooses its own penalty, the true targets' as well, so that all of them are treated alike.
-    fit: RidgeFit = fit_ridge(x[None, ~table.is_test], y[~table.is_test], alpha_per_target=True, names=[state])
-    found = r2(y[table.is_test], predict_layer(fit, 0, x[table.is_test])).reshape(-1, len(table.target_names))
-    found = np.concatenate([found, found.mean(1, keepdims=True)], axis=1)
+    made = [replace(table, targets=make()) for make in makers.values() for _ in range(PERMUTATIONS)]
+    found = _r2_of_each(x, [table, *made], state)
     real, rest = found[0], found[1:].reshape(len(makers), PERMUTATIONS, -1)
     for control, values in zip(makers, rest, strict=True):
         share = (1 + np.sum(values >= real[None], axis=0)) / (1 + PERMUTATIONS)
@@ -137,6 +135,20 @@ def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -
             "p_value": Interval(share, nothing, nothing),
         }
         yield tidy_scores(table, intervals, [state], control=control, resampled="permutations")
+
+
+def _r2_of_each(x: np.ndarray, tables: Sequence[EntityTable], state: str) -> np.ndarray:
+    """[tables, C + 1] test R2 of x [N, D] on tables that differ in their targets; the mean over these last."""
+    test = tables[0].is_test
+    fitted = np.stack([fitted_targets(table) for table in tables], axis=1)  # [N, tables, fitted targets]
+    y = fitted.reshape(len(fitted), -1)
+    # Each column chooses its own penalty, the true targets' as well, so that all of them are treated alike.
+    fit = fit_ridge(x[None, ~test], y[~test], alpha_per_target=True, names=[state])
+    predicted = in_target_units(tables[0], predict_layer(fit, 0, x[test]).reshape(-1, *fitted.shape[1:]))
+    # Back from what was fitted: a latitude past the pole, as an exchange of groups makes it, has another name then.
+    truth = in_target_units(tables[0], fitted[test])
+    found = r2(*(values.reshape(len(values), -1) for values in (truth, predicted))).reshape(len(tables), -1)
+    return np.concatenate([found, found.mean(1, keepdims=True)], axis=1)
 
 
 def _over_permutations(values: np.ndarray) -> Interval:

@@ -1,24 +1,18 @@
 """Places as points on the sphere: a target in degrees breaks at the dateline, where -180 and 180 are one place."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
-from jaxprobe.data.splits import unit_vectors
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.tables import require_states, tidy_scores
 from jaxprobe.probes.metrics import Interval, paired_difference, score
-from jaxprobe.probes.ridge import fit_ridge, predict_layer
 
 METRICS = ("r2", "error_km_median", "error_km_mean")
-
-
-def places_of(vectors: np.ndarray) -> np.ndarray:
-    """[..., 2] latitude and longitude in degrees of the directions of vectors [..., 3], of any length but 0."""
-    x, y, z = np.moveaxis(np.asarray(vectors, np.float64), -1, 0)
-    return np.degrees(np.stack([np.arctan2(z, np.hypot(x, y)), np.arctan2(y, x)], axis=-1))
 
 
 def run(
@@ -49,10 +43,11 @@ def run(
         raise InputError(f"Table {table.name} has no latitude and longitude as targets; unit vectors need both.")
     require_states(activations, table, [state])
     x, test = activations[state], table.is_test
-    forms = {"degrees": table.targets, "unit_vector": unit_vectors(*table.targets.T)}
-    fits = {form: fit_ridge(x[None, ~test], y[~test], names=[state]) for form, y in forms.items()}
-    predictions = {form: predict_layer(fit, 0, x[test])[None] for form, fit in fits.items()}
-    predictions["unit_vector"] = places_of(predictions["unit_vector"])
+    probes = {
+        form: fit_probe(x, replace(table, unit_vectors=form == "unit_vector"), ~test, state)
+        for form in ("degrees", "unit_vector")
+    }
+    predictions = {form: probe.predict(x[test])[None] for form, probe in probes.items()}
     truth, options = table.targets[test], dict(places=True, seed=seed, metrics=METRICS)
     found: dict[str, Mapping[str, Interval]] = {
         form: score(truth, predicted, **options) for form, predicted in predictions.items()
@@ -60,6 +55,6 @@ def run(
     found["difference"] = paired_difference(truth, predictions["unit_vector"], predictions["degrees"], **options)
     frames = []
     for form, scores in found.items():
-        alpha = fits[form].alpha if form in fits else np.nan
+        alpha = probes[form].alpha if form in probes else np.nan
         frames.append(tidy_scores(table, scores, [state], alpha, model=model, prompt=prompt, target_form=form))
     return pd.concat(frames, ignore_index=True)

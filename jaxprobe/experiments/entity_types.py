@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
-from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
-from jaxprobe.probes.metrics import paired_difference, score
-from jaxprobe.probes.ridge import fit_ridge, predict_layer
+from jaxprobe.experiments.probe import Probe, fit_probe
+from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_beside, tidy_scores
 
 LARGEST = 10
 
@@ -45,22 +44,19 @@ def run(
     types = choose_labels(table, group, labels, types, largest=LARGEST)
     x, test = activations[state], table.is_test
 
-    def probe(rows: np.ndarray):
-        return fit_ridge(x[None, rows & ~test], table.targets[rows & ~test], names=[state])
+    def fit(rows: np.ndarray) -> Probe:
+        return fit_probe(x, table, rows & ~test, state)
 
-    single = {name: probe(labels == name) for name in types}
-    everything = probe(np.ones(len(table), bool))
+    single = {name: fit(labels == name) for name in types}
+    everything = fit(np.ones(len(table), bool))
     frames = []
     for tested in types:
         rows = test & (labels == tested)
-        others = {"others": probe(labels != tested)}
-        truth, base = table.targets[rows], predict_layer(everything, 0, x[rows])[None]
-        for trained, fit in (single | others | {"all": everything}).items():
-            predicted = predict_layer(fit, 0, x[rows])[None]
-            options = dict(places=table.is_place, seed=seed)
-            found = score(truth, predicted, metrics=score_metrics(table), **options)
-            if trained != "all":
-                found["r2_difference"] = paired_difference(truth, predicted, base, metrics=("r2",), **options)["r2"]
+        others = {"others": fit(labels != tested)}
+        base = everything.predict(x[rows])
+        for trained, probe in (single | others | {"all": everything}).items():
+            against = None if trained == "all" else base
+            found = score_beside(table, table.targets[rows], probe.predict(x[rows]), against, seed)
             names = dict(model=model, prompt=prompt, train_on=trained, test_on=tested, rows_test=int(rows.sum()))
-            frames.append(tidy_scores(table, found, [state], fit.alpha, **names))
+            frames.append(tidy_scores(table, found, [state], probe.alpha, **names))
     return pd.concat(frames, ignore_index=True)

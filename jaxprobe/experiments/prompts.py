@@ -7,9 +7,8 @@ import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.tables import require_states, score_metrics, tidy_scores
-from jaxprobe.probes.metrics import paired_difference, score
-from jaxprobe.probes.ridge import fit_ridge, predict_layer
+from jaxprobe.experiments.probe import fit_probe
+from jaxprobe.experiments.tables import require_states, score_beside, tidy_scores
 
 
 def run(
@@ -41,20 +40,16 @@ def run(
         require_states(activations, table, [state])
     test, truth = table.is_test, table.targets[table.is_test]
     states = {prompt: activations[state] for prompt, activations in prompts.items()}
-    fits = {name: fit_ridge(x[None, ~test], table.targets[~test], names=[state]) for name, x in states.items()}
-    own = {name: predict_layer(fits[name], 0, x[test]) for name, x in states.items()}
+    probes = {name: fit_probe(x, table, ~test, state) for name, x in states.items()}
+    own = {name: probes[name].predict(x[test]) for name, x in states.items()}
     frames = []
-    for trained, fit in fits.items():
+    for trained, probe in probes.items():
         for tested, x in states.items():
             # Both means are those of training rows, so that the test rows take no part in the move.
-            moved = x[test] + (fit.x_mean[0] - x[~test].mean(0, dtype=np.float64))[None]
+            moved = x[test] + (probe.fit.x_mean[0] - x[~test].mean(0, dtype=np.float64))[None]
             for centring, rows in {"raw": x[test], "recentred": moved}.items():
-                predicted = predict_layer(fit, 0, rows)[None]
-                options = dict(places=table.is_place, seed=seed)
-                found = score(truth, predicted, metrics=score_metrics(table), **options)
-                if trained != tested:
-                    less = paired_difference(truth, predicted, own[tested][None], metrics=("r2",), **options)
-                    found["r2_difference"] = less["r2"]
+                base = None if trained == tested else own[tested]
+                found = score_beside(table, truth, probe.predict(rows), base, seed)
                 names = dict(model=model, prompt=tested, train_prompt=trained, centring=centring)
-                frames.append(tidy_scores(table, found, [state], fit.alpha, **names))
+                frames.append(tidy_scores(table, found, [state], probe.alpha, **names))
     return pd.concat(frames, ignore_index=True)

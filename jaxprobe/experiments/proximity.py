@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxprobe.data.splits import unit_vectors
+from jaxprobe.data.sphere import unit_vectors
 
 _CELLS = 2**22  # of a block of the comparison: 34 MB, whatever the number of rows
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.probes.metrics import Interval
+from jaxprobe.probes.metrics import Interval, paired_difference, score
 
 
 def tidy_scores(
@@ -43,6 +43,21 @@ def tidy_scores(
 def score_metrics(table: EntityTable) -> tuple[str, ...]:
     """The metrics that an experiment reports: R2 and, for places, the median error in km."""
     return ("r2", "error_km_median") if table.is_place else ("r2",)
+
+
+def score_beside(
+    table: EntityTable, truth: np.ndarray, predicted: np.ndarray, base: np.ndarray | None, seed: int
+) -> dict[str, Interval]:
+    """Scores of predictions [N, C] of ``truth``, and ``r2_difference``, R2 less that of ``base`` [N, C] (paired).
+
+    95 % intervals by a bootstrap over the rows, the probes fixed. Without a base there is no difference.
+    """
+    options = dict(places=table.is_place, seed=seed)
+    found = score(truth, predicted[None], metrics=score_metrics(table), **options)
+    if base is not None:
+        less = paired_difference(truth, predicted[None], base[None], metrics=("r2",), **options)
+        found["r2_difference"] = less["r2"]
+    return found
 
 
 def require_states(activations: Mapping[str, np.ndarray], table: EntityTable, states: Sequence[str]) -> None:

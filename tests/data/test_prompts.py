@@ -52,6 +52,21 @@ def test_spellings():
     assert Prompt("p", spelling="no_full_stop").spell(texts) == ["Köln", "Straße 7", "It ends"]
 
 
+def test_prompts_in_words():
+    words = {p.name: p.wording for prompts in PROMPTS.values() for p in prompts}
+    assert (
+        words["empty"] == "{}" and words["where_is"] == "Where is {}" and words["random"] == "10 random tokens, then {}"
+    )
+    assert words["when_all_caps"] == "When did {} in capitals"
+    assert words["empty_wo_period"] == "{} without its full stop"
+    assert find_prompt("art", "random_per_row").wording == "10 random tokens (new for each row), then {}"
+
+
+def test_headlines_have_no_random_prompt():
+    with pytest.raises(InputError, match="random_per_row"):
+        find_prompt("headline", "random_per_row")
+
+
 def test_a_template_of_ones_own():
     assert find_prompt("art", "Who made {}?") == Prompt("Who made {}?", "Who made {}?")
     assert find_prompt("art", "{}").name == "empty"

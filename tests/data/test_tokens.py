@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from jaxprobe.data import tokens as tokens_module
-from jaxprobe.data.prompts import Prompt
+from jaxprobe.data.prompts import Prompt, find_prompt
 from jaxprobe.data.tokens import show_tokens, token_notes, tokenize
 from jaxprobe.errors import InputError
 
@@ -154,10 +154,11 @@ def test_random_prefix():
     # One prefix for all rows, whatever rows there are; BOS before it and the name's own tokens after it.
     assert {tuple(row[1:11]) for row in shared} == {tuple(rows(tokenize(tokenizer, texts[2:], prompt))[0][1:11])}
     assert [[row[0], *row[11:]] for row in shared] == rows(plain)
-    each = rows(tokenize(tokenizer, texts, prompt, prefix_per_row=True))
+    per_row = find_prompt("cities", "random_per_row")
+    each = rows(tokenize(tokenizer, texts, per_row))
     assert len({tuple(row[1:11]) for row in each}) == 3
     assert [[row[0], *row[11:]] for row in each] == rows(plain)
-    many = tokenize(tokenizer, ["Paris"] * 2000, prompt, prefix_per_row=True)
+    many = tokenize(tokenizer, ["Paris"] * 2000, per_row)
     drawn = set(many.ids.reshape(2000, -1)[:, 1:11].ravel().tolist())
     special = {*tokenizer.added_tokens_decoder}
     assert special and not drawn & special

@@ -6,7 +6,8 @@ from scipy.stats import binom
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 
-from jaxprobe.data.splits import nearest_km, spatial_blocks
+from jaxprobe.data.sphere import nearest_km
+from jaxprobe.data.splits import spatial_blocks
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import blocks, entity_types
 from jaxprobe.experiments.proximity import proximity_error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from jaxprobe.data.splits import unit_vectors
+from jaxprobe.data.sphere import places_of, unit_vectors
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import dateline
 from jaxprobe.probes.metrics import great_circle_km
@@ -16,8 +16,8 @@ def test_vectors_and_places_are_each_others_inverse():
     places = np.stack([rng.uniform(-90, 90, 100), rng.uniform(-180, 180, 100)], axis=1)
     vectors = unit_vectors(*places.T)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-12)
-    np.testing.assert_allclose(dateline.places_of(7 * vectors), places, atol=1e-9)
-    np.testing.assert_allclose(dateline.places_of([[0, 0, 2], [-1, 0, 0], [0, -1, 0]]), [[90, 0], [0, 180], [0, -90]])
+    np.testing.assert_allclose(places_of(7 * vectors), places, atol=1e-9)
+    np.testing.assert_allclose(places_of([[0, 0, 2], [-1, 0, 0], [0, -1, 0]]), [[90, 0], [0, 180], [0, -90]])
 
 
 def test_a_world_across_the_dateline_needs_unit_vectors():
