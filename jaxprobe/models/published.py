@@ -1,0 +1,24 @@
+"""Configurations that ship with the package, as the config.json of their models: no weights and no tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxprobe.models.config import LlamaConfig, from_hugging_face
+
+_FOLDER = Path(__file__).parent / "configs"
+
+
+def published_models() -> dict[str, dict[str, Any]]:
+    """Short name -> the fields of its config.json, small models first."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _FOLDER.glob("*.json")}
+    size = lambda item: (item[0].rpartition("-")[0], item[1]["num_hidden_layers"] * item[1]["hidden_size"])
+    return dict(sorted(found.items(), key=size))
+
+
+def find_published(name: str) -> tuple[str, LlamaConfig] | None:
+    """(short name, configuration) of ``llama-2-7b`` or ``meta-llama/Llama-2-7b-hf``; None for any other name."""
+    for short, fields in published_models().items():
+        if name.lower() in (short, fields["_name_or_path"].lower()):
+            return short, from_hugging_face(fields)
+    return None
