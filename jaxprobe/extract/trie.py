@@ -62,6 +62,7 @@ def plan_bins(
     starts: Int[np.ndarray, " Eplus1"],
     *,
     bins: int,
+    multiple: int | None = None,
     slots: int = SLOTS,
     shard_entities: int = SHARD_ENTITIES,
 ) -> Plan:
@@ -69,6 +70,8 @@ def plan_bins(
 
     Args:
       bins: B, bins for each step.
+      multiple: B may be less than ``bins`` by multiples of this, so that the steps of a shard are about full; default:
+        it may not.
       slots: T of an ordinary bin; a longer sequence takes a bin of the next power of two times T.
       shard_entities: entities a shard.
     """
@@ -90,10 +93,19 @@ def plan_bins(
         shards.append((rows, np.cumsum(new) - 1, sequences, _fill_bins(sequences, root_length, slots)))
         width = max(width, int(np.bincount(shards[-1][3].bin).max()))
     width = -(-width // 8) * 8
+    if multiple:
+        bins = _bins_that_fill(max(len(shard[3].capacity) for shard in shards), bins, multiple)
     planned = tuple(_lay_out(*shard, root_length, bins, width) for shard in shards)
     used += sum(batch.tokens.size for shard in planned for batch in shard.batches)
     new_tokens = lengths[order] - np.maximum(np.r_[0, shared[1:]], root_length)
     return Plan(ids[starts[order[0]] :][:root_length], planned, root_length + int(new_tokens.sum()), used)
+
+
+def _bins_that_fill(needed: int, bins: int, multiple: int) -> int:
+    """B of steps that share ``needed`` bins evenly: a slice of many chips has room for several shards in one step."""
+    steps = -(-needed // bins)
+    each = -(-needed // steps)
+    return -(-each // multiple) * multiple
 
 
 def _sorted_order(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
