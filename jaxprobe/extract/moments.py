@@ -21,7 +21,15 @@ _ROW_MULTIPLE = 8
 
 def moments_size(states: int, segments: int, width: int, targets: int, devices: int = 1) -> int:
     """Bytes that the moments take on each device: two float32 numbers for each sum."""
-    return 2 * 4 * -(-states // devices) * segments * width * (width + targets + 1)
+    return 2 * 4 * -(-states // devices) * segments * width * sum_columns(width, targets)
+
+
+def sum_columns(width: int, targets: int) -> int:
+    """Columns of one state's sums: x'x, x'y and x'1 side by side, filled up with zeros.
+
+    Another number than a multiple of 8 a TPU lays out anew before and after each shard: two copies of all sums.
+    """
+    return -(-(width + targets + 1) // 8) * 8
 
 
 class MomentStream:
@@ -62,12 +70,10 @@ class MomentStream:
         self._y = _Targets(segments, y)
         self._rows = shard_rows
         self._targets = y.shape[1]
-        self._members = _members(shard_rows, list(segments.values()))
-        devices = jax.devices() if devices is None else devices
-        self._mesh = Mesh(np.asarray(devices), ("layer",), axis_types=(AxisType.Auto,))
+        self._members = members(shard_rows, list(segments.values()))
+        self._mesh, self._layers = layers_on(jax.devices() if devices is None else devices, len(self.states))
         self._sharding = NamedSharding(self._mesh, P("layer"))
-        self._layers = -(-len(self.states) // len(devices)) * len(devices)
-        shape = (self._layers, len(segments), 2, width, width + y.shape[1] + 1)
+        shape = (self._layers, len(segments), 2, width, sum_columns(width, y.shape[1]))
         self._sums = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=self._sharding)()
         self._shift: jax.Array | None = None
 
@@ -86,7 +92,7 @@ class MomentStream:
             self._shift = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32), axis=1))(x)
         y = np.zeros((x.shape[1], self._targets), np.float32)
         y[: len(self._rows[shard])] = self._y.shifted(self._rows[shard])
-        self._sums = _add(self._mesh)(self._sums, x, self._shift, y, self._members[shard])
+        self._sums = compiled_add(self._mesh)(self._sums, x, self._shift, y, self._members[shard])
 
     def moments(self, state: str) -> dict[str, Float64[np.ndarray, "..."]]:
         """One state's moments of every segment, with a leading segment axis, in float64.
@@ -101,12 +107,12 @@ class MomentStream:
         # Exact: a float64 holds the sum of two float32 of which one is the other's rounding error.
         sums = np.asarray(self._sums[layer]).sum(axis=1, dtype=np.float64)
         shift = np.asarray(self._shift[layer], np.float64)
-        width = len(shift)
+        width, ones = len(shift), len(shift) + self._targets
         return self._y.moments() | {
             "x_shift": np.broadcast_to(shift, (len(self.segments), width)),
-            "x_sum": sums[:, :, -1],
+            "x_sum": sums[:, :, ones],
             "xx": sums[:, :, :width],
-            "xy": sums[:, :, width:-1],
+            "xy": sums[:, :, width:ones],
         }
 
     def _spread(self, x: np.ndarray | Array) -> Array:
@@ -125,6 +131,12 @@ class MomentStream:
             return full
 
         return jax.make_array_from_callback(shape, self._sharding, part)
+
+
+def layers_on(devices: Sequence[jax.Device], states: int) -> tuple[Mesh, int]:
+    """A mesh that shares the states, and their number with what fills up the last device."""
+    mesh = Mesh(np.asarray(devices), ("layer",), axis_types=(AxisType.Auto,))
+    return mesh, -(-states // mesh.size) * mesh.size
 
 
 class _Targets:
@@ -151,7 +163,7 @@ class _Targets:
         }
 
 
-class _Members(NamedTuple):
+class Members(NamedTuple):
     """Which rows of one shard are in each of K segments, for segments of about one size."""
 
     segments: Int[np.ndarray, " K"]
@@ -159,7 +171,7 @@ class _Members(NamedTuple):
     counts: Float[np.ndarray, "K capacity"]  # 1 for a row, 0 for filling
 
 
-def _members(shard_rows: Sequence[np.ndarray], segments: Sequence[np.ndarray]) -> list[list[_Members]]:
+def members(shard_rows: Sequence[np.ndarray], segments: Sequence[np.ndarray]) -> list[list[Members]]:
     """For each shard its members, in shapes that are the same for every shard, so that one program serves all.
 
     Segments within a factor of two of each other share a shape: few programs, and little work on filling.
@@ -173,20 +185,20 @@ def _members(shard_rows: Sequence[np.ndarray], segments: Sequence[np.ndarray]) -
         classes.append(left[alike])
         left = left[~alike]
 
-    def members(shard: Sequence[np.ndarray], chosen: np.ndarray) -> _Members:
+    def of_one_shape(shard: Sequence[np.ndarray], chosen: np.ndarray) -> Members:
         rows = np.zeros((len(chosen), capacity[chosen[0]]), np.int32)
         counts = np.zeros(rows.shape, np.float32)
         for i, segment in enumerate(chosen):
             rows[i, : len(shard[segment])] = shard[segment]
             counts[i, : len(shard[segment])] = 1
-        return _Members(chosen.astype(np.int32), rows, counts)
+        return Members(chosen.astype(np.int32), rows, counts)
 
-    return [[members(shard, chosen) for chosen in classes] for shard in found]
+    return [[of_one_shape(shard, chosen) for chosen in classes] for shard in found]
 
 
 @functools.lru_cache(maxsize=4)
-def _add(mesh: Mesh):
-    """The compiled step that adds one shard to the sums [L, S, 2, D, D + C + 1]: x'x, x'y and x'1 side by side."""
+def compiled_add(mesh: Mesh):
+    """The compiled step that adds one shard to the sums [L, S, 2, D, columns], see `sum_columns`."""
 
     def add(sums, x, shift, y, members):
         width = x.shape[2]
@@ -198,6 +210,7 @@ def _add(mesh: Mesh):
                     rows, counts = alike.rows[i], alike.counts[i][:, None]
                     centred = x[layer, rows].astype(jnp.float32) - shift[layer][None]
                     block = jnp.concatenate([centred * counts, y[rows] * counts, counts], axis=1)
+                    block = jnp.pad(block, ((0, 0), (0, sums.shape[-1] - block.shape[1])))
                     product = jnp.matmul(block[:, :width].T, block, precision="highest")
                     return _two_sum(sums, product, layer, alike.segments[i])
 

@@ -16,8 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from jaxprobe.errors import InputError
 
-# States an accelerator holds at a time, in bytes of activations; a CPU holds one state, which is also faster there.
+# What an accelerator holds of states at a time; a CPU holds one state, which is also faster there.
 BATCH_BYTES = 2**31
+# Beside its rows a state takes about so many float32 matrices while it is factored: compiled for a TPU, the Cholesky
+# route had 8.7 GB of temporary memory a state of width 8192.
+FACTOR_MATRICES = 32
 
 
 @contextmanager
@@ -41,6 +44,14 @@ def at_once(mesh: Mesh) -> bool:
     Batched LAPACK calls are slower than single ones there, and can deadlock with few cores (jaxlib 0.10).
     """
     return mesh.devices.flat[0].platform != "cpu"
+
+
+def layers_at_once(shape: tuple[int, int], itemsize: int, layers: int, mesh: Mesh) -> int:
+    """How many layers' [N, D] a device takes at a time."""
+    if not at_once(mesh):
+        return 1
+    size = shape[0] * shape[1] * itemsize + FACTOR_MATRICES * 4 * min(shape) ** 2
+    return int(np.clip(BATCH_BYTES // size, 1, -(-layers // mesh.size)))
 
 
 def on_tpu(mesh: Mesh) -> bool:
@@ -83,8 +94,7 @@ def batches(
     B is the same for every batch: the last one is padded with copies of its last state. ``first`` is read already.
     """
     shape, held = first.shape, {names[0]: first}
-    each = int(np.clip(BATCH_BYTES // first.nbytes, 1, -(-len(names) // mesh.size))) if at_once(mesh) else 1
-    batch = each * mesh.size
+    batch = layers_at_once(shape, first.dtype.itemsize, len(names), mesh) * mesh.size
     sharding = NamedSharding(mesh, P("layer"))
 
     def load(start):

@@ -142,7 +142,7 @@ def test_moments_size():
     stream = stream_of(*(rows := make_rows(np.random.default_rng(4), layers=3)), [np.arange(600)], {"a": np.arange(9)})
     assert stream._sums.nbytes == moments_size(3, 1, rows[0].shape[-1], 2)
     # Llama-2 70B, five folds on 64 devices: 80 blocks and the embedding, two to a device.
-    assert moments_size(81, 5, 8192, 2, devices=64) == 8 * 2 * 5 * 8192 * 8195
+    assert moments_size(81, 5, 8192, 2, devices=64) == 8 * 2 * 5 * 8192 * 8200  # 8,195 columns, in eights
 
 
 def test_a_shard_must_be_whole():
