@@ -49,7 +49,7 @@ class RunConfig:
     fold_group: str | None = None
     """With --no-store: the group whose values (up to 32) are held out in turn to choose penalties; default: 5 folds."""
     mesh: str | None = None
-    """Devices: data=2,model=4; default: all on data."""
+    """Devices: data=2,fsdp=2,model=2; default: all on data, or the model cut in as few parts as its size asks for."""
     replicate_kv: bool = False
     """Keep copies of each key/value head where model has more devices than there are such heads."""
     seed: int = 0

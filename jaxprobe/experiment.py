@@ -16,9 +16,9 @@ from jaxprobe.experiments import blocks, controls, dateline, entity_types, promp
 from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import extract_states
 from jaxprobe.files import replacing
-from jaxprobe.mesh import make_mesh, parse_mesh
 from jaxprobe.models.llama import random_llama
 from jaxprobe.models.load import DTYPES, LanguageModel, choose_dtype, fit_mesh, open_model
+from jaxprobe.models.placement import place
 from jaxprobe.rundir import RunDirectory
 
 
@@ -149,7 +149,8 @@ def random_states(config: RunConfig, table: EntityTable, state: str) -> Mapping[
     layer = int(state) if state.isdecimal() else None
     last = None if state == "final_norm" else layer or 0
     files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
-    mesh, dtype = make_mesh(parse_mesh(config.mesh) if config.mesh else None), choose_dtype(config.dtype)
+    dtype = choose_dtype(config.dtype)
+    mesh, _ = place(files.config, config.mesh, dtype)
     files = fit_mesh(files, mesh, config.replicate_kv)
     weights = random_llama(files.config, mesh, DTYPES[dtype], config.seed)
     model = LanguageModel(files, weights, mesh, dtype)

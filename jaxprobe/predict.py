@@ -10,8 +10,8 @@ from jaxprobe.config import RunConfig, read_config
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import extract_states
-from jaxprobe.mesh import make_mesh, parse_mesh
 from jaxprobe.models.load import choose_dtype, fit_mesh, open_model, read_weights
+from jaxprobe.models.placement import place
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.probes.ridge import RidgeFit, predict_layer
 from jaxprobe.rundir import RunDirectory
@@ -80,9 +80,9 @@ def _read_state(config: RunConfig, dataset: str, texts: Sequence[str], state: st
         tokenizer=config.tokenizer,
         last_layer=None if final_norm else layer or 0,
     )
-    mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else None)
-    files = fit_mesh(files, mesh, config.replicate_kv)
-    model = read_weights(files, mesh, choose_dtype(config.dtype))
+    dtype = choose_dtype(config.dtype)
+    mesh, _ = place(files.config, config.mesh, dtype)
+    model = read_weights(fit_mesh(files, mesh, config.replicate_kv), mesh, dtype)
     unknown, none = np.zeros((len(texts), 1)), np.zeros(len(texts), bool)
     table = EntityTable(dataset, tuple(texts), unknown, ("unknown",), ("",), none)
     kept = () if layer is None else (layer,)

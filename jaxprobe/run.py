@@ -28,8 +28,9 @@ from jaxprobe.extract.collect import (
 )
 from jaxprobe.extract.memory import Memory, check_memory, memory_needed
 from jaxprobe.extract.store import check_space, size_on_disk
-from jaxprobe.mesh import make_mesh, parse_mesh
+from jaxprobe.mesh import mesh_text
 from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, fit_mesh, open_model, read_weights
+from jaxprobe.models.placement import place
 from jaxprobe.models.source import DEMO_DESCRIPTION, DEMO_MODEL
 from jaxprobe.progress import NoProgress, Progress, peak_memory
 from jaxprobe.report.page import write_report
@@ -45,6 +46,7 @@ class Prepared(NamedTuple):
     table: EntityTable
     files: ModelFiles
     mesh: Mesh
+    mesh_reason: str
     dtype: str
     extraction: Extraction
     passes: tuple[Extraction, ...]  # what is run: all rows, or (--no-store) the training rows and then the test rows
@@ -95,10 +97,10 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
         limit=config.limit,
         seed=config.seed,
     )
-    mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else None)
     dtype = choose_dtype(config.dtype)
     last = None if config.final_norm or not config.layers else max(config.layers)
     files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
+    mesh, mesh_reason = place(files.config, config.mesh, dtype)
     files = fit_mesh(files, mesh, config.replicate_kv)
     extraction = plan_extraction(
         files,
@@ -129,7 +131,9 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     directory = RunDirectory(config.out)
     directory.check_owner(document)
     memory = memory_needed(passes, files.config, mesh, dtype, moments)
-    prepared = Prepared(config, table, files, mesh, dtype, extraction, passes, folds, memory, directory, document)
+    prepared = Prepared(
+        config, table, files, mesh, mesh_reason, dtype, extraction, passes, folds, memory, directory, document
+    )
     for line in describe(prepared):
         say(line)
     _check_room(prepared)
@@ -161,6 +165,8 @@ def describe(prepared: Prepared) -> list[str]:
         f"Model {model.source.name}: {config.layers} layers, width {config.width}, "
         f"{config.parameter_count() / 1e6:,.0f} M parameters, {prepared.dtype}.",
     ]
+    if prepared.mesh.size > 1:
+        lines.append(f"Mesh {mesh_text(prepared.mesh.shape)}: {prepared.mesh_reason}.")
     if prepared.config.model == DEMO_MODEL:
         lines.append(f"The demo model is {DEMO_DESCRIPTION}.")
     lines += [

@@ -12,7 +12,7 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.prompts import Prompt, find_prompt
 from jaxprobe.data.tokens import Tokens, tokenize
 from jaxprobe.extract.activations import open_activations
-from jaxprobe.extract.forward import ShardStates, bins_per_step, choose_states, run_plan
+from jaxprobe.extract.forward import ShardStates, bins_per_step, choose_states, devices_per_share, run_plan
 from jaxprobe.extract.moments import MomentStream
 from jaxprobe.extract.store import ActivationStore
 from jaxprobe.extract.trie import Plan, plan_bins, with_one_width
@@ -60,7 +60,7 @@ def plan_extraction(
     prompt = find_prompt(table.name, prompt) if isinstance(prompt, str) else prompt
     states = choose_states(files.config, files.complete, layers, final_norm)
     tokens = tokenize(files.tokenizer, table.texts, prompt, max_length=files.config.context, seed=seed)
-    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh))
+    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh))
     return Extraction(prompt, tokens, plan, states, files.config.width)
 
 
@@ -71,10 +71,11 @@ def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: 
       parts: table rows of each part, one or more.
     """
     tokens, plans = extraction.tokens, []
+    bins = len(extraction.plan.shards[0].batches[0].tokens)
     for rows in parts:
         lengths = np.diff(tokens.starts)[rows]
         ids = np.concatenate([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows])
-        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins_per_step(mesh))
+        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins)
         plans.append(plan._replace(shards=tuple(shard._replace(rows=rows[shard.rows]) for shard in plan.shards)))
     return [extraction._replace(plan=plan) for plan in with_one_width(plans)]
 

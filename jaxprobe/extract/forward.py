@@ -36,8 +36,13 @@ class ShardStates(NamedTuple):
 
 
 def bins_per_step(mesh: Mesh) -> int:
-    """B of one step: bins for every device that shares them."""
-    return BINS_PER_DEVICE[mesh.devices.flat[0].platform] * mesh.shape["data"] * mesh.shape["fsdp"]
+    """The most bins of one step."""
+    return BINS_PER_DEVICE[mesh.devices.flat[0].platform] * devices_per_share(mesh)
+
+
+def devices_per_share(mesh: Mesh) -> int:
+    """Devices along the bin axis that a step is cut over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def choose_states(

@@ -113,3 +113,17 @@ def test_a_shard_does_not_depend_on_the_others():
 def test_entities_without_a_token_are_refused(sequences):
     with pytest.raises(ValueError, match="at least one token"):
         plan_bins(*ragged(sequences), bins=1)
+
+
+@pytest.mark.parametrize(("bins", "multiple"), [(64, 8), (64, 1), (7, 7), (24, 8)])
+def test_steps_share_a_shards_bins_evenly(bins, multiple):
+    rng = np.random.default_rng(2)
+    sequences = [[1, *rng.integers(1, 9, rng.integers(1, 6))] for _ in range(400)]
+    whole = plan_bins(*ragged(sequences), bins=bins, slots=16, shard_entities=150)
+    even = plan_bins(*ragged(sequences), bins=bins, multiple=multiple, slots=16, shard_entities=150)
+    check(sequences, even)
+    rows = {len(batch.tokens) for shard in even.shards for batch in shard.batches}
+    assert len(rows) == 1 and max(rows) <= bins and max(rows) % multiple == 0
+    # No more steps than with all bins, and no more slots.
+    assert [len(shard.batches) for shard in even.shards] == [len(shard.batches) for shard in whole.shards]
+    assert even.slots <= whole.slots
