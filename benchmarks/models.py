@@ -3,19 +3,20 @@
 from pathlib import Path
 
 from jaxprobe.models.load import open_model
+from jaxprobe.models.published import published_models
 
 NAMED = {"smollm2": "demo"}
-_LLAMA_2 = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_SHAPE = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "rms_norm_eps",
+)  # fmt: skip
 # Only speed is measured with these: their states mean nothing.
 RANDOM = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 8,
              "num_key_value_heads": 4, "max_position_embeddings": 256},
-    "llama2-7b-random": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                         "num_attention_heads": 32, "num_key_value_heads": 32, **_LLAMA_2},
-    "llama2-13b-random": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-                          "num_attention_heads": 40, "num_key_value_heads": 40, **_LLAMA_2},
-    "llama2-70b-random": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-                          "num_attention_heads": 64, "num_key_value_heads": 8, **_LLAMA_2},
+    # llama2-7b-random and so on
+    **{f"{name.replace('llama-', 'llama')}-random": {field: fields[field] for field in _SHAPE}
+       for name, fields in published_models().items()},
 }  # fmt: skip
 
 

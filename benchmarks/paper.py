@@ -23,15 +23,11 @@ from jaxprobe.data.prompts import list_prompts
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.models.load import open_model
+from jaxprobe.models.published import find_published
+from jaxprobe.plan.chips import CHIPS
+from jaxprobe.plan.counts import matrix_weights
 
-# Floating-point operations a token in all weight matrices: two for each weight that a token meets, without the head.
-LLAMA_2 = {  # layers, width, MLP width, width of keys and values
-    "Llama-2-7B": (32, 4096, 11008, 4096),
-    "Llama-2-13B": (40, 5120, 13824, 5120),
-    "Llama-2-70B": (80, 8192, 28672, 1024),
-}
-# Dense bfloat16 peak in TFLOP/s, from the makers' data sheets.
-CHIPS = {"TPU v5e": 197, "NVIDIA A100": 312, "TPU v5p": 459, "NVIDIA H100 SXM": 989}
+MODELS = ("llama-2-7b", "llama-2-13b", "llama-2-70b")
 ASSUMED = (
     "Tokens are counted with the demo model's tokenizer (Llama-2's is not at hand; its counts differ somewhat).",
     "Utilisation: the share of the best measured matmul rate that the executed slots reached on the machine of the "
@@ -41,7 +37,6 @@ ASSUMED = (
     "copies to the host and loading do not. Hours are of one chip; a model that does not fit needs several, and takes "
     "as many chip-hours.",
 )
-VOCABULARY = 32_000
 
 
 class Counts(NamedTuple):
@@ -90,10 +85,10 @@ def measured_schemes(result: dict[str, Any], dtype: str) -> dict[str, Scheme]:
 
 
 def hours(tokens: int, model: str, chip: str, scheme: Scheme) -> float:
-    """Hours of one chip."""
-    layers, width, mlp, keys = LLAMA_2[model]
-    weights = layers * (2 * width * (width + keys) + 3 * width * mlp) + scheme.head * width * VOCABULARY
-    return 2 * weights * tokens / (CHIPS[chip] * 1e12 * scheme.utilisation) / 3600
+    """Hours of one chip: two operations a token for each number in a weight matrix."""
+    _, config = find_published(model)
+    weights = config.layers * matrix_weights(config) + scheme.head * config.width * config.vocabulary
+    return 2 * weights * tokens / (CHIPS[chip].bfloat16 * 1e12 * scheme.utilisation) / 3600
 
 
 def main(result: Path = Path("benchmarks/results/extraction-cpu.json"), dtype: str = "float32") -> None:
@@ -119,11 +114,11 @@ def main(result: Path = Path("benchmarks/results/extraction-cpu.json"), dtype: s
     tables = len({one.dataset for one in counts})
     print(f"| {tables} tables, {len(counts)} prompts | | {prefixes:,} | {slots:,} | {padded:,} |\n")
     print("| model | chip | jaxprobe, hours | padded loop, hours |\n|---|---|---:|---:|")
-    for model in LLAMA_2:
+    for model in MODELS:
         for chip in CHIPS:
             ours = hours(slots, model, chip, schemes["jaxprobe"])
             theirs = hours(padded, model, chip, schemes["paper_loop"])
-            print(f"| {model} | {chip} | {ours:.2f} | {theirs:.2f} |")
+            print(f"| {model} | {CHIPS[chip].name} | {ours:.2f} | {theirs:.2f} |")
     shares = ", ".join(f"{name} {scheme.utilisation:.0%}" for name, scheme in schemes.items())
     print(f"\nUtilisation ({dtype}, {measured['machine']['processor']}): {shares}.")
     for line in ASSUMED:

@@ -1,6 +1,11 @@
 """Every test runs with eight CPU devices, strict dtypes and no silent rank promotion; shapes are checked."""
 
+import importlib.metadata
+import importlib.util
 import os
+import re
+import subprocess
+import sys
 
 # Read when jax starts; NVPL/OpenBLAS settings are left as the machine has them.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
@@ -13,6 +18,28 @@ with install_import_hook(["jaxprobe.models", "jaxprobe.extract", "jaxprobe.probe
     import jaxprobe  # noqa: F401
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def libtpu(request):
+    """TPU programs can be compiled: libtpu is there, or put into a folder of its own that only these tests see.
+
+    Installed beside everything else it would look for a TPU in every run; the folder is kept for the next run.
+    """
+    if importlib.util.find_spec("libtpu"):
+        return
+    wanted = next(
+        match[0] for need in importlib.metadata.requires("jax") if (match := re.match(r"libtpu==[\d.*]+", need))
+    )
+    folder = request.config.cache.mkdir(re.sub(r"[^\w.]+", "-", wanted).rstrip("-."))
+    if not (folder / "complete").exists():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        done = subprocess.run([*install, wanted], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{wanted} can't be installed: {(done.stderr or 'no message').strip().splitlines()[-1]}")
+        (folder / "complete").touch()
+    sys.path.append(str(folder))

@@ -1,0 +1,88 @@
+"""Operations, traffic and collectives from shapes: what a plan for GPUs rests on, and compiled ones are held to.
+
+Letters and mesh axes as in jaxprobe/mesh.py. Everything is of one chip.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.llama import BLOCK_AXES
+from jaxprobe.plan.hlo import Collective
+
+
+class Step(NamedTuple):
+    """One step of the forward."""
+
+    bins: int  # B, over all chips
+    slots: int  # T
+    root: int  # R
+    wanted: int  # W
+    states: int
+
+
+class Count(NamedTuple):
+    """What a program does on one chip."""
+
+    operations: float
+    traffic: float  # bytes read from and written to memory
+    temporary: int  # bytes
+    outputs: int  # bytes
+    collectives: tuple[Collective, ...]
+
+
+def matrix_weights(config: LlamaConfig) -> int:
+    """Numbers in one block's weight matrices: a token meets each once, in a multiplication and an addition."""
+    sizes = config.sizes()
+    return sum(math.prod(sizes[axis] for axis in axes[1:]) for axes in BLOCK_AXES.values() if len(axes) > 2)
+
+
+def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int) -> Count:
+    """The forward of ``step.bins`` bins."""
+    data, model = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1)
+    bins = step.bins // data
+    tokens, keys = bins * step.slots, step.root + step.slots
+    heads = config.kv_heads * config.queries_per_kv * config.head_width
+    products = 2 * tokens * (matrix_weights(config) + 2 * keys * heads) // model
+    weights = matrix_weights(config) * dtype_bytes // model
+    stream, inner = 4 * tokens * config.width, 4 * tokens * config.mlp_width // model
+    query, scores = 4 * tokens * heads // model, 4 * tokens * keys * heads // config.head_width // model
+    outputs = step.states * bins * step.wanted * config.width * dtype_bytes // model
+    # The stream is read and written about four times a block, each product's result twice.
+    traffic = config.layers * (weights + 8 * stream + 4 * inner + 4 * query + 4 * scores) + outputs
+    temporary = 3 * stream + 2 * inner + 3 * query + 2 * scores + (weights if mesh.get("fsdp", 1) > 1 else 0)
+    return Count(
+        config.layers * products, traffic, temporary, outputs, step_collectives(config, step, mesh, dtype_bytes)
+    )
+
+
+def step_collectives(
+    config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int
+) -> tuple[Collective, ...]:
+    """Two sums of the residual stream over ``model`` and one gathering of a block's weights over ``fsdp``, a block."""
+    fsdp, model = mesh.get("fsdp", 1), mesh.get("model", 1)
+    stream = 4 * step.bins // (mesh.get("data", 1) * fsdp) * step.slots * config.width
+    found = []
+    if model > 1:
+        found.append(Collective("all-reduce", stream, model, 2 * config.layers))
+        found.append(Collective("all-reduce", stream * dtype_bytes // 4, model, 1))  # of the embedding
+    if fsdp > 1:
+        found.append(Collective("all-gather", matrix_weights(config) * dtype_bytes // model, fsdp, config.layers))
+        found.append(Collective("all-to-all", stream * dtype_bytes // 4, fsdp, 1))
+    return tuple(found)
+
+
+def count_moments(states: int, rows: int, segments: int, width: int, targets: int, chips: int, bytes_: int) -> Count:
+    """Adding a shard of ``rows`` rows to the sums of its states; each row is in one segment."""
+    layers = -(-states // chips)
+    operations = 2.0 * layers * rows * width * (width + targets + 1)
+    sums = 2 * 4 * layers * segments * width * (width + targets + 1)
+    shard = layers * rows * width * bytes_
+    return Count(operations, 3.0 * sums + 2 * shard, 4 * 2 * width**2 + shard, sums, ())
+
+
+def count_ridge(rows: int, width: int, targets: int, penalties: int) -> float:
+    """Operations of one state's probe by Cholesky: x'x by strips, then for each penalty a root and leave-one-out."""
+    gram = 2 * rows * width**2 * 5 / 8
+    return gram + penalties * (width**3 * 4 / 3 + 2 * rows * width**2)

@@ -1,0 +1,121 @@
+"""The programs of a run, compiled for a TPU slice from shapes alone: no weights, no rows and no TPU are needed."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxprobe.extract.forward import compiled_step
+from jaxprobe.extract.moments import compiled_add, layers_on, members, sum_columns
+from jaxprobe.mesh import spec
+from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.llama import Bins, Root, abstract_llama
+from jaxprobe.models.load import DTYPES
+from jaxprobe.plan.counts import Step
+from jaxprobe.plan.hlo import Collective, collectives, turns
+from jaxprobe.probes import solve
+from jaxprobe.probes.factors import product_dtype
+from jaxprobe.probes.solve import RELATIVE_ALPHAS
+from jaxprobe.probes.spread import layers_at_once, on_tpu, over_layers
+
+
+class Program(NamedTuple):
+    """What one program takes of each chip. Sizes in bytes."""
+
+    name: str
+    arguments: int
+    outputs: int
+    temporary: int
+    peak: int  # what is there at once while it runs
+    operations: float  # as the compiler counts them; a loop's body times its turns
+    traffic: float  # bytes read from and written to memory, likewise
+    collectives: tuple[Collective, ...]
+    compile_s: float
+    refused: str = ""  # the compiler's own words, where it found that memory does not suffice
+
+
+def forward_program(config: LlamaConfig, states: tuple[str, ...], step: Step, mesh: Mesh, dtype: str) -> Program:
+    """One step of the forward, as `run_plan` runs it."""
+    graph, parameters = abstract_llama(config, mesh, DTYPES[dtype])
+    bins = Bins(*(_shaped((step.bins, n), jnp.int32, mesh, spec("BT")) for n in (*(step.slots,) * 3, step.wanted)))
+    keys = _shaped((config.layers, step.root, config.kv_heads, config.head_width), DTYPES[dtype], mesh, spec("LRKH"))
+    root = Root(keys, keys, jax.ShapeDtypeStruct((), jnp.int32))
+    return _compile(
+        "forward step", compiled_step(config, states, mesh, dtype), nnx.merge(graph, parameters), bins, root
+    )
+
+
+def moments_program(
+    states: int,
+    width: int,
+    shard_rows: Sequence[np.ndarray],
+    segments: Sequence[np.ndarray],
+    targets: int,
+    devices: Sequence[jax.Device],
+    dtype: str,
+) -> Program:
+    """Adding one shard to the sums, as `MomentStream` does it."""
+    mesh, layers = layers_on(devices, states)
+    layer = P("layer")
+    rows = max(map(len, shard_rows))
+    sums = _shaped((layers, len(segments), 2, width, sum_columns(width, targets)), jnp.float32, mesh, layer)
+    x = _shaped((layers, rows, width), DTYPES[dtype], mesh, layer)
+    shift = _shaped((layers, width), jnp.float32, mesh, layer)
+    y = jax.ShapeDtypeStruct((rows, targets), jnp.float32)
+    return _compile("moments step", compiled_add(mesh), sums, x, shift, y, members(shard_rows, segments)[0])
+
+
+def ridge_programs(
+    states: int, rows: int, width: int, targets: int, devices: Sequence[jax.Device], dtype: str
+) -> list[Program] | None:
+    """The fit of a batch of states with leave-one-out, as `fit_states` runs it; None where it runs on the host."""
+    mesh, engine = solve.place(devices, None, False, product_dtype(rows, width, "float32"))
+    if not on_tpu(mesh):
+        return None
+    batch = layers_at_once((rows, width), np.dtype(DTYPES[dtype]).itemsize, states, mesh) * mesh.size
+    layer = lambda shape, dtype: _shaped((batch, *shape), dtype, mesh, P("layer"))
+    with jax.enable_x64(True):
+        x, y = layer((rows, width), DTYPES[dtype]), _shaped((rows, targets), jnp.float64, mesh, P())
+        factor = over_layers(engine.factor, mesh, (0, None), dtype="float32")
+        f = jax.tree.map(lambda leaf: layer(leaf.shape[1:], leaf.dtype), jax.eval_shape(factor, x, y))
+        leave_one_out = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0), dtype="float32")
+        weights_at = over_layers(engine.weights_at, mesh, (0, 0, 0))
+        return [
+            _compile("ridge: normal equations", factor, x, y),
+            _compile("ridge: leave-one-out", leave_one_out, f, x, y, layer(RELATIVE_ALPHAS.shape, jnp.float64)),
+            _compile("ridge: weights", weights_at, f, x, layer((targets,), jnp.float64)),
+        ]
+
+
+def _shaped(shape: tuple[int, ...], dtype, mesh: Mesh, sharding: P) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding))
+
+
+def _compile(name: str, jitted: Callable, *arguments) -> Program:
+    started = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Program(name, 0, 0, 0, 0, 0, 0, (), time.perf_counter() - started, str(error).splitlines()[0])
+    memory, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    repeated = turns(text)
+    return Program(
+        name,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
+        costs["flops"] * repeated,
+        costs["bytes accessed"] * repeated,
+        tuple(collectives(text)),
+        time.perf_counter() - started,
+    )
