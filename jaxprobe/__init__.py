@@ -4,11 +4,13 @@ import importlib
 from typing import Any
 
 # name -> where it lives; read on first use, so that `jaxprobe --help` does not wait for JAX.
+# Not `run` and `predict`: they would be hidden by the modules of that name once these are imported.
 _PUBLIC = {
     "EntityTable": "jaxprobe.data.entities",
     "InputError": "jaxprobe.errors",
     "RidgeFit": "jaxprobe.probes.ridge",
     "RunConfig": "jaxprobe.config",
+    "RunDirectory": "jaxprobe.rundir",
     "extract_states": "jaxprobe.extract.collect",
     "fit_probes": "jaxprobe.experiments.layers",
     "fit_ridge": "jaxprobe.probes.ridge",
@@ -16,7 +18,8 @@ _PUBLIC = {
     "load_model": "jaxprobe.models.load",
     "load_table": "jaxprobe.data.catalog",
     "open_activations": "jaxprobe.extract.activations",
-    "run": "jaxprobe.run",
+    "predict_names": "jaxprobe.predict:predict",
+    "run_probes": "jaxprobe.run:run",
 }
 __all__ = sorted(_PUBLIC)
 
@@ -24,7 +27,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'jaxprobe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
 

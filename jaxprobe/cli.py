@@ -4,6 +4,8 @@ What takes seconds to import (JAX, transformers) is imported by the command that
 """
 
 import argparse
+import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,15 +15,20 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import jaxprobe
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
-from jaxprobe.progress import ConsoleProgress
+from jaxprobe.progress import console_progress
 
-UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+WRONG, UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 WIDTH = 240  # of tables that are not printed on a terminal
+HELP = f"""{jaxprobe.__doc__}
+
+Begin with `jaxprobe demo`. Then bring a table of named things and a model: `jaxprobe run --dataset FILE.csv --model MODEL`.
+`jaxprobe COMMAND --help` explains a command. Every command takes --quiet (nothing but results and errors) and --json
+(one JSON object on stdout). It exits with 0; 1 for what doctor found; 2 for input that can't be used; 130 after Ctrl-C.
+"""  # noqa: E501
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
@@ -31,21 +38,23 @@ app.command(experiment, name="experiment", help="What finished runs show, and wh
 
 # Names from data are text: a bracket in them is no markup.
 log = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)  # --quiet leaves these
+as_json = False
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Runs = tyro.conf.Positional[tuple[Path, ...]]
 
 
 @app.command
-def demo(out: Path = Path("demo-run"), limit: int | None = None) -> None:
+def demo(out: Path | None = None, limit: int | None = None) -> None:
     """See where a small model keeps the map of the world: 10,000 cities, about a minute on two cores.
 
     Args:
-        out: The run's folder.
+        out: The run's folder; default: demo-run, or demo-run-LIMIT.
         limit: Use a seeded sample of this many cities.
     """
     from jaxprobe.run import demo_config
 
-    _run(demo_config(out, limit))
+    _run(demo_config(out or _smoke_folder("demo-run", limit), limit))
 
 
 @app.command
@@ -67,13 +76,13 @@ def predict(run: tyro.conf.Positional[Path], text: tuple[str, ...]) -> None:
     """
     from jaxprobe.predict import predict as predict_texts
 
-    _print_frame(predict_texts(run, text), "90 % intervals: as wide as 90 % of the run's test errors")
+    _output().frame(predict_texts(run, text), "90 % intervals: as wide as 90 % of the run's test errors", run=str(run))
 
 
 @app.command
 def paper(
     model: str,
-    out: Path = Path("paper-runs"),
+    out: Path | None = None,
     data_dir: Path | None = None,
     prompts: tuple[str, ...] = (),
     limit: int = 10_000,
@@ -83,7 +92,8 @@ def paper(
 
     Args:
         model: 'demo', a Hugging Face folder, a .gguf file, or a hub name.
-        out: Folder for the runs, one for each table and prompt, and for the tables of results.
+        out: Folder for the runs, one for each table and prompt, and for the tables of results; default: paper-runs, or
+            paper-runs-LIMIT.
         data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
         prompts: Named prompts; default: the bare name, and each table's question.
         limit: Rows of each table, a seeded sample.
@@ -91,10 +101,26 @@ def paper(
     """
     from jaxprobe.paper import run_paper
 
-    say = lambda line: log.print(escape(line))
     limit = None if full else limit
-    frame = run_paper(model, out, data_dir, prompts, limit, say, ConsoleProgress(log))
-    _print_frame(frame, "Test R2, ours and the paper's")
+    out = out or _smoke_folder("paper-runs", limit)
+    frame = run_paper(model, out, data_dir, prompts, limit, _say, console_progress(log))
+    _output().frame(frame, "Test R2, ours and the paper's", folder=str(out))
+
+
+@app.command
+def doctor(model: str = "demo", tokenizer: str | None = None) -> None:
+    """Check the installation, the devices and a model's states against PyTorch; paste its lines into a bug report.
+
+    Exits with 1 where something is wrong; each such line says what to do.
+
+    Args:
+        model: Compared with Hugging Face in float32, where PyTorch is installed.
+        tokenizer: Folder or hub name of another tokenizer.
+    """
+    from jaxprobe.doctor import run_checks
+
+    if not _output().checks(run_checks(model, tokenizer)):
+        sys.exit(WRONG)
 
 
 @experiment.command
@@ -188,8 +214,7 @@ def export(run: tyro.conf.Positional[Path], out: Path, states: tuple[str, ...] =
     from jaxprobe.extract.export import export_activations
     from jaxprobe.rundir import RunDirectory
 
-    for file in export_activations(RunDirectory(run).activations_path, out, states or None):
-        print(file)
+    _output().files(export_activations(RunDirectory(run).activations_path, out, states or None))
 
 
 @data.command(name="list")
@@ -199,12 +224,13 @@ def list_tables(data_dir: Path | None = None) -> None:
     Args:
         data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
     """
+    import pandas as pd
+
     from jaxprobe.data.catalog import list_datasets
 
-    table = Table("name", "rows", "at hand", "source")
-    for listing in list_datasets(data_dir):
-        table.add_row(listing.name, f"{listing.rows:,}", listing.location or "no", listing.attribution)
-    Console(highlight=False).print(table)
+    listed = [listing._replace(location=listing.location or "no") for listing in list_datasets(data_dir)]
+    frame = pd.DataFrame(listed).rename(columns={"location": "at hand", "attribution": "source"})
+    _output().frame(frame, "Named tables")
 
 
 @data.command(name="fetch")
@@ -217,7 +243,28 @@ def fetch_table(name: tyro.conf.Positional[str], data_dir: Path | None = None) -
     """
     from jaxprobe.data.fetch import fetch
 
-    print(fetch(name, data_dir))
+    _output().files([fetch(name, data_dir)])
+
+
+@data.command(name="export")
+def export_table(
+    name: tyro.conf.Positional[str], out: Path, data_dir: Path | None = None, limit: int | None = None
+) -> None:
+    """Write a named table as a CSV: to look at, or to begin one of your own from.
+
+    Args:
+        name: As `jaxprobe data list` spells it.
+        out: The file to write.
+        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
+        limit: A seeded sample of this many rows.
+    """
+    from jaxprobe.data.catalog import load_table
+    from jaxprobe.files import replacing
+
+    table = load_table(name, data_dir=data_dir, limit=limit)
+    with replacing(out) as temporary:
+        table.to_frame().to_csv(temporary, index=False)
+    _output().files([out])
 
 
 @app.command
@@ -233,7 +280,7 @@ def report(runs: Runs, out: Path | None = None) -> None:
 
     if not runs:
         raise InputError("No run to report on. Name the folders of finished runs: jaxprobe report RUN...")
-    print(write_report(*map(RunDirectory, runs), path=out))
+    _output().files([write_report(*map(RunDirectory, runs), path=out)])
 
 
 class _Terminated(BaseException):
@@ -252,28 +299,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
     except InputError as error:
         for problem in error.problems:
-            log.print(f"[bold red]Error:[/] {escape(problem)}")
+            errors.print(f"[bold red]Error:[/] {escape(problem)}")
+        if as_json:
+            print(json.dumps({"problems": error.problems}, ensure_ascii=False))
         sys.exit(UNUSABLE_INPUT)
     except (KeyboardInterrupt, _Terminated) as stop:
         terminated = isinstance(stop, _Terminated)
-        log.print(
+        line = (
             f"{'Terminated' if terminated else 'Interrupted'}. Stored shards are kept: "
             "the same command goes on from there (without a store it starts anew)."
         )
-        sys.exit(TERMINATED if terminated else INTERRUPTED)
+        code = TERMINATED if terminated else INTERRUPTED
+        errors.print(line)
+        sys.exit(code)
+    except BrokenPipeError:  # `jaxprobe ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> None:
-    # --config gives another run's settings as defaults, which the other options then change.
+    global as_json
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # --config gives another run's settings as defaults, which the other options then change.
     finder.add_argument("--config", type=Path)
+    for flag in ("--quiet", "--json"):
+        finder.add_argument(flag, action="store_true")
     known, rest = finder.parse_known_args(arguments)
+    log.quiet, as_json = known.quiet, known.json
     if known.config is None:
-        app.cli(prog="jaxprobe", description=jaxprobe.__doc__, args=arguments)
+        app.cli(prog="jaxprobe", description=HELP, args=rest or ["--help"])
     elif rest[:1] == ["run"]:
         _run(tyro.cli(RunConfig, args=rest[1:], default=read_config(known.config), prog="jaxprobe run"))
     else:
@@ -283,8 +341,22 @@ def _dispatch(arguments: list[str]) -> None:
 def _run(settings: RunConfig) -> None:
     from jaxprobe.run import run as run_settings
 
-    directory = run_settings(settings, lambda line: log.print(escape(line)), ConsoleProgress(log))
-    _print_scores(directory)
+    _output().run(run_settings(settings, _say, console_progress(log)))
+
+
+def _say(line: str) -> None:
+    log.print(escape(line))
+
+
+def _smoke_folder(name: str, limit: int | None) -> Path:
+    """A run of some rows goes beside the run of all, not into its folder."""
+    return Path(name if limit is None else f"{name}-{limit}")
+
+
+def _output():
+    from jaxprobe.output import Output
+
+    return Output(as_json, None if sys.stdout.isatty() else WIDTH)
 
 
 def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
@@ -293,44 +365,8 @@ def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
     if not runs:
         raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
     frame = EXPERIMENTS[name](runs, **options)
+    path = write_table(name, frame, runs[0])
     shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]
     varied = [column for column in shown if shown[column].nunique(dropna=False) > 1]
-    _print_frame(shown[varied], name)
-    log.print(f"Every row: {write_table(name, frame, runs[0])}")
-
-
-def _print_frame(frame, title: str) -> None:
-    """Every row and column; numbers to four digits."""
-    table = Table(*frame, title=escape(title))
-    for row in frame.itertuples(index=False):
-        table.add_row(*(escape(f"{cell:,.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
-    # Off a terminal nothing is cut to 80 columns.
-    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
-
-
-def _print_scores(directory) -> None:
-    """Test scores by layer, the headline layer marked."""
-    scores = directory.read_scores()
-    result = directory.read_config()["result"]
-    headline = result["headline_layer"]
-    test = scores[(scores["split"] == "test") & scores["target"].isin(["mean", "place"])]
-    error = "error_km_median" if "error_km_median" in set(test["metric"]) else "mae"
-    by = test.set_index(["layer", "metric"])
-    title = f"{test['model'].iloc[0]}, {test['dataset'].iloc[0]}, prompt {test['prompt'].iloc[0]}: test scores"
-    table = Table(
-        *("layer", "R2", "95 % interval", "Spearman", {"mae": "mean error"}.get(error, "median km"), "alpha"),
-        title=escape(title),
-        caption=f"embed: what the last token alone tells. *: chosen by {result['chosen_by']} on the training rows.",
-    )
-    for layer in dict.fromkeys(test["layer"]):
-        r2 = by.loc[(layer, "r2")]
-        table.add_row(
-            layer + (" *" if layer == headline else ""),
-            f"{r2['value']:.3f}",
-            f"{r2['ci_low']:.3f} to {r2['ci_high']:.3f}",
-            f"{by.loc[(layer, 'spearman'), 'value']:.3f}",
-            f"{by.loc[(layer, error), 'value']:,.1f}" if (layer, error) in by.index else "",
-            f"{r2['alpha']:.3g}",
-            style="bold" if layer == headline else None,
-        )
-    Console(highlight=False).print(table)
+    _output().frame(shown[varied], name, table=str(path))
+    log.print(f"Every row: {path}", markup=False)

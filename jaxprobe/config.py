@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,8 @@ class RunConfig:
     """'demo', a Hugging Face folder, a .gguf file, or a hub name such as meta-llama/Llama-2-7b-hf."""
     dataset: str
     """A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file."""
-    out: Path
-    """The run's folder: new, or one to go on with."""
+    out: Path | None = None
+    """The run's folder: new, or one to go on with; default: runs/TABLE-MODEL, with prompt and limit if given."""
     prompt: str = "empty"
     """A named prompt of the table, or text with {} for the name: "Where is {}"."""
     text: str | None = None
@@ -63,6 +64,17 @@ class RunConfig:
 # What may differ between two starts of one run: where things lie (their content is in the key), what it runs on and
 # what it shows.
 NOT_IN_THE_KEY = ("model", "revision", "tokenizer", "out", "data_dir", "mesh", "replicate_kv", "show_tokens", "repair")
+
+
+def default_folder(config: RunConfig) -> Path:
+    """Where a run goes that names no folder: ``runs/cities-demo-Where-is-limit-300``."""
+    parts = [Path(config.dataset).name.split(".")[0], Path(config.model).name.removesuffix(".gguf")]
+    if config.prompt != "empty":
+        parts.append(config.prompt)
+    if config.limit is not None:
+        parts.append(f"limit-{config.limit}")
+    words = re.findall(r"[\w.]+", "-".join(parts))
+    return Path("runs", "-".join(words))
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""Progress on stderr, with rate and time left; and none at all. Time and memory that were used."""
+"""Progress with rate and time left, on a terminal, in a log or in a notebook; and none at all. Time and memory used."""
 
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import rich.progress
 from rich.console import Console
 
 Advance = Callable[[int], None]
+LOG_SECONDS = 30  # between two lines of a task in a log
+NOTEBOOK_SECONDS = 0.5  # between two updates of a notebook's line
 
 
 class Progress(Protocol):
@@ -35,8 +38,66 @@ class NoProgress:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-class ConsoleProgress(NoProgress):
-    """A bar on a terminal; a line at the end of each task elsewhere."""
+class _Lines(NoProgress):
+    """A line of text for a task: while it runs, every so many seconds, and one at its end."""
+
+    def __init__(self, every: float):
+        super().__init__()
+        self.every = every
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        self._begin(name)
+        with super().task(name, total, unit):
+            started = shown = time.perf_counter()
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done, shown
+                done += count
+                now = time.perf_counter()
+                if done < total and now - shown >= self.every:
+                    shown = now
+                    self._show(_running(name, done, total, unit, now - started))
+
+            yield advance
+        self._end(_ended(name, total, unit, time.perf_counter() - started))
+
+    def _begin(self, name: str) -> None: ...
+    def _show(self, line: str) -> None: ...
+    def _end(self, line: str) -> None:
+        self._show(line)
+
+
+class LogProgress(_Lines):
+    """Lines in a log file or a pipe."""
+
+    def __init__(self, console: Console):
+        super().__init__(LOG_SECONDS)
+        self.console = console
+
+    def _show(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+
+class NotebookProgress(_Lines):
+    """One line of a cell's output for each task, kept up to date in its place."""
+
+    def __init__(self) -> None:
+        super().__init__(NOTEBOOK_SECONDS)
+        self._handle: Any = None
+
+    def _begin(self, name: str) -> None:
+        from IPython.display import display
+
+        self._handle = display({"text/plain": f"{name} ..."}, raw=True, display_id=True)
+
+    def _show(self, line: str) -> None:
+        self._handle.update({"text/plain": line}, raw=True)
+
+
+class TerminalProgress(NoProgress):
+    """A bar that vanishes, and a line at the end of each task."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -46,28 +107,55 @@ class ConsoleProgress(NoProgress):
     def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         columns = (
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(bar_width=20),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("{task.fields[rate]}"),
             rich.progress.TimeRemainingColumn(),
         )
         started = time.perf_counter()
-        # Off a terminal the bar would leave an empty line.
-        bar = rich.progress.Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        )
+        bar = rich.progress.Progress(*columns, console=self.console, transient=True)
         with super().task(name, total, unit), bar:
             shown = bar.add_task(name, total=total, rate="")
 
             def advance(count: int) -> None:
                 done = bar.tasks[shown].completed + count
-                rate = done / (time.perf_counter() - started)
-                bar.update(shown, completed=done, rate=f"{rate:,.0f} {unit}/s")
+                bar.update(shown, completed=done, rate=_rate(done, unit, time.perf_counter() - started))
 
             yield advance
-        took = self.seconds[name]
-        rate = f" ({total / max(took, 1e-9):,.0f} {unit}/s)" if total > 1 else ""
-        self.console.print(f"{name}: {total:,} {unit} in {took:.1f} s{rate}")
+        self.console.print(_ended(name, total, unit, time.perf_counter() - started), markup=False)
+
+
+def console_progress(console: Console) -> Progress:
+    """Bars on a terminal, lines elsewhere."""
+    return TerminalProgress(console) if console.is_terminal else LogProgress(console)
+
+
+def default_progress() -> Progress:
+    """What a call from Python shows that names no progress: a line a task in a notebook, nothing elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return NotebookProgress() if hasattr(shell, "kernel") else NoProgress()
+
+
+def in_words(seconds: float) -> str:
+    """A duration to a person's precision: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _rate(done: float, unit: str, seconds: float) -> str:
+    each = done / max(seconds, 1e-9)
+    return f"{each:,.0f} {unit}/s" if each >= 10 else f"{each:.2g} {unit}/s"
+
+
+def _running(name: str, done: int, total: int, unit: str, seconds: float) -> str:
+    left = in_words(seconds / done * (total - done))
+    return f"{name}: {done:,} of {total:,} {unit}, {_rate(done, unit, seconds)}, {left} left"
+
+
+def _ended(name: str, total: int, unit: str, seconds: float) -> str:
+    rate = f" ({_rate(total, unit, seconds)})" if total > 1 else ""
+    return f"{name}: {total:,} {unit} in {seconds:.1f} s{rate}"
 
 
 def peak_memory() -> int:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from jaxprobe.config import RunConfig, fingerprint, to_json, versions
+from jaxprobe.config import RunConfig, default_folder, fingerprint, to_json, versions
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.tokens import show_tokens, token_notes
@@ -26,13 +27,14 @@ from jaxprobe.extract.collect import (
     plan_extraction,
     split_extraction,
 )
+from jaxprobe.extract.cost import forward_operations, forward_seconds
 from jaxprobe.extract.memory import Memory, check_memory, memory_needed
 from jaxprobe.extract.store import check_space, size_on_disk
 from jaxprobe.mesh import mesh_text
 from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, fit_mesh, open_model, read_weights
 from jaxprobe.models.placement import place
 from jaxprobe.models.source import DEMO_DESCRIPTION, DEMO_MODEL
-from jaxprobe.progress import NoProgress, Progress, peak_memory
+from jaxprobe.progress import Progress, default_progress, in_words, peak_memory
 from jaxprobe.report.page import write_report
 from jaxprobe.rundir import RunDirectory
 
@@ -69,7 +71,7 @@ def run(config: RunConfig, say: Say = lambda line: None, progress: Progress | No
     Raises:
       InputError: whatever can't be used, before the model is compiled and with nothing half-written.
     """
-    progress = progress or NoProgress()
+    progress = progress or default_progress()
     started = time.perf_counter()
     prepared = prepare(config, say)
     directory = prepared.directory
@@ -87,6 +89,7 @@ def run(config: RunConfig, say: Say = lambda line: None, progress: Progress | No
 
 def prepare(config: RunConfig, say: Say) -> Prepared:
     """Checks all that can be checked without reading the weights, says what will be done, and claims the folder."""
+    config = replace(config, out=config.out or default_folder(config))
     table = load_table(
         config.dataset,
         text=config.text,
@@ -178,7 +181,8 @@ def describe(prepared: Prepared) -> list[str]:
     plans = [part.plan for part in prepared.passes]
     slots, prefixes = sum(plan.slots for plan in plans), sum(plan.distinct_prefixes for plan in plans)
     lines += [
-        f"Forward: {slots:,} slots for {prefixes:,} distinct prefixes of {len(extraction.tokens.ids):,} tokens.",
+        f"Forward: {slots:,} slots for {prefixes:,} distinct prefixes of {len(extraction.tokens.ids):,} tokens; "
+        f"{_effort(prepared)}.",
         f"States: {len(extraction.states)} of {len(table):,} x {config.width}, "
         + (
             f"{extraction.state_bytes(prepared.dtype) / 1e9:.2f} GB on disk."
@@ -188,8 +192,19 @@ def describe(prepared: Prepared) -> list[str]:
         ),
         f"Memory: {prepared.memory.host / 1e9:.2f} GB"
         + (f", and {prepared.memory.device / 1e9:.2f} GB on each device." if prepared.memory.device else "."),
+        f"Folder: {prepared.directory.path}",
     ]
     return lines
+
+
+def _effort(prepared: Prepared) -> str:
+    """Operations of the forward passes, and how long they take where that is known before they start."""
+    operations = sum(forward_operations(part.plan, prepared.files.config) for part in prepared.passes)
+    size = f"{operations / 1e12:,.1f} TFLOP"
+    seconds = None if prepared.directory.is_complete else forward_seconds(operations, prepared.mesh)
+    if seconds is None:
+        return size
+    return f"{size}, about {in_words(seconds)} at this machine's rate now; probes and report come on top"
 
 
 def chosen_by(prepared: Prepared) -> str:
@@ -224,10 +239,7 @@ def _names(prepared: Prepared) -> dict[str, str]:
 
 
 def _load(prepared: Prepared, progress: Progress) -> LanguageModel:
-    with progress.task("load", 1, "model") as advance:
-        model = read_weights(prepared.files, prepared.mesh, prepared.dtype)
-        advance(1)
-    return model
+    return read_weights(prepared.files, prepared.mesh, prepared.dtype, progress)
 
 
 def _activations(prepared: Prepared, say: Say, progress: Progress):

@@ -15,6 +15,7 @@ finds the old file or the new one, never half of one.
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from jaxprobe.display import html_table, scores_in_words
 from jaxprobe.errors import InputError
 from jaxprobe.files import differences, refuse_address, replacing
 
@@ -114,6 +116,17 @@ class RunDirectory:
         if config.get("settings", {}).get("store", True):
             files.append(self.controls_path)  # made from stored states
         return "result" in config and all(file.is_file() for file in files)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the figures and the test scores of a finished run."""
+        if not self.is_complete:
+            return html_table(["run", ""], [(self.path, "not finished")])
+        heads, rows, marked = scores_in_words(self.read_scores(), self.read_config()["result"]["headline_layer"])
+        pictures = "".join(
+            f'<img alt="" style="max-width:100%" src="data:image/png;base64,{b64encode(file.read_bytes()).decode()}">'
+            for file in sorted(self.figures_path.glob("*.png"))
+        )
+        return pictures + html_table(heads, rows, f"Test scores. Report: {self.report_path}", marked)
 
     def check_owner(self, config: Mapping[str, Any]) -> None:
         """Refuse a folder that belongs to something else; an empty, absent or own folder passes.

@@ -1,14 +1,19 @@
 """The command line as a user types it."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from jaxprobe import cli
+from jaxprobe import cli, load_table
+from jaxprobe.config import RunConfig, default_folder
 from jaxprobe.extract.store import ActivationStore
+from jaxprobe.rundir import RunDirectory
+from tests.tiny_llama import save_llama, save_tokenizer
 
 
 def call(*arguments, **options):
@@ -62,3 +67,83 @@ def test_exports_a_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "plain"), "--states", "7"])
     assert stop.value.code == 2 and "has no state 7" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def towns(tmp_path_factory):
+    """A folder with a table and a tiny model, and the command that runs them; the run's folder is not named."""
+    folder = tmp_path_factory.mktemp("towns")
+    vocabulary = save_tokenizer(folder / "model", ["Paris", "Lima"])
+    save_llama(folder / "model", vocabulary=-(-vocabulary // 8) * 8)
+    years = np.random.default_rng(0).uniform(1500, 2000, 60)
+    pd.DataFrame({"name": [f"[bold]Town {i}" for i in range(60)], "founded": years}).to_csv(folder / "towns.csv")
+    return folder, ["run", "--model", "model", "--dataset", "towns.csv", "--target", "founded", "--mesh", "data=1"]
+
+
+def test_scripts_get_one_json_object_and_nothing_else(towns):
+    folder, command = towns
+    result = call(*command, "--json", "--quiet", cwd=folder)
+    assert result.returncode == 0 and result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found["run"] == "runs/towns-model" and found["model"] == "model"
+    directory = RunDirectory(folder / found["run"])
+    scores = pd.read_csv(folder / found["scores"])
+    layer = found["headline"]["layer"]
+    row = scores.query("split == 'test' and metric == 'r2' and target == 'mean'").set_index("layer").loc[layer]
+    assert layer == directory.read_config()["result"]["headline_layer"]
+    assert (found["headline"]["r2"], found["headline"]["alpha"]) == pytest.approx((row["value"], row["alpha"]))
+    assert (folder / found["report"]).is_file() and found["seconds"]["total"] > found["seconds"]["extract"] > 0
+    assert {"load", "compile", "extract", "fit", "score", "controls"} <= set(found["seconds"])
+
+
+def test_a_smoke_run_has_a_folder_of_its_own(towns, monkeypatch, capsys):
+    folder, command = towns
+    monkeypatch.chdir(folder)
+    cli.main([*command, "--limit", "40"])
+    printed = capsys.readouterr()
+    assert (folder / "runs/towns-model-limit-40/report.html").is_file()
+    assert "Folder: runs/towns-model-limit-40" in printed.err and " TFLOP, about " in printed.err
+    assert "embed" in printed.out and max(map(len, printed.out.splitlines())) <= 80
+
+
+def test_problems_are_json_too(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--model", "demo", "--dataset", "worldplace", "--json", "--quiet"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and "Error" in printed.err
+    (problem,) = json.loads(printed.out)["problems"]
+    assert "Did you mean world_place?" in problem
+
+
+def test_default_folders():
+    folder = lambda *arguments, **options: str(default_folder(RunConfig(*arguments, **options)))
+    assert folder("demo", "cities") == "runs/cities-demo"
+    assert folder("meta-llama/Llama-2-7b-hf", "my/rivers.csv.gz", limit=300) == "runs/rivers-Llama-2-7b-hf-limit-300"
+    assert folder("~/x.gguf", "art", prompt="Where is {}?") == "runs/art-x-Where-is"
+
+
+def test_a_table_written_as_csv_reads_as_the_same_table(tmp_path, capsys):
+    path = tmp_path / "cities.csv"
+    cli.main(["data", "export", "cities", "--out", str(path), "--limit", "200"])
+    assert capsys.readouterr().out == f"{path}\n"
+    table = load_table("cities", limit=200)
+    again = load_table(str(path), target=["latitude", "longitude"], group=["country", "continent"])
+    assert again.texts == table.texts and (again.is_test == table.is_test).all()
+    np.testing.assert_array_equal(again.targets, table.targets)
+    assert {name: list(labels) for name, labels in again.groups.items()} == {
+        name: list(labels) for name, labels in table.groups.items()
+    }
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    pipe = f"{sys.executable} -m jaxprobe data list | head -n 1"
+    result = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "jaxprobe demo" in shown and "--json" in shown and "doctor" in shown

@@ -9,14 +9,14 @@ PACKAGE = Path(jaxprobe.__file__).parent
 # A module may import from earlier ranks; equal ranks are siblings and never import each other (a folder is one module).
 RANKS = [
     {"errors"},
-    {"files"},
+    {"files", "display"},
     {"config", "mesh", "progress", "rundir", "moments"},
     {"data", "models", "probes"},
     {"extract"},
     {"experiments"},
     {"report"},
     {"run", "experiment", "predict", "doctor", "plan"},
-    {"paper"},
+    {"paper", "output"},
     {"cli"},
     {"__main__"},
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.data import columns
+from jaxprobe.display import html_table
 from jaxprobe.errors import InputError
 
 # What a column is called that is plainly the text or the split; the first one that is there counts.
@@ -45,6 +46,22 @@ class EntityTable:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __repr__(self) -> str:
+        return (
+            f"EntityTable({self.name}: {len(self):,} entities, {int(self.is_test.sum()):,} for testing; "
+            f"target {', '.join(self.target_names)}; groups {', '.join(self.groups) or 'none'})"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first five rows."""
+        first = self.take(np.arange(min(5, len(self)))).to_frame()
+        return html_table(list(first), first.itertuples(index=False), repr(self))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an entity: ``name``, ``is_test``, each target and each group; as a CSV it reads as this table."""
+        targets = dict(zip(self.target_names, self.targets.T, strict=True))
+        return pd.DataFrame({"name": list(self.texts), "is_test": self.is_test, **targets, **self.groups})
 
     @property
     def is_place(self) -> bool:

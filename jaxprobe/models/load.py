@@ -17,7 +17,8 @@ from jaxprobe.models.fit import fit_config
 from jaxprobe.models.llama import Llama
 from jaxprobe.models.source import ModelSource, find_model
 from jaxprobe.models.tokenizer import load_tokenizer
-from jaxprobe.models.weights import check_tensors, load_weights
+from jaxprobe.models.weights import check_tensors, load_weights, tensor_count
+from jaxprobe.progress import Progress, default_progress
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -109,9 +110,11 @@ def fit_mesh(files: ModelFiles, mesh: Mesh, replicate_kv: bool = False) -> Model
     return files._replace(config=fit_config(files.config, mesh.shape, replicate_kv))
 
 
-def read_weights(files: ModelFiles, mesh: Mesh, dtype: str) -> LanguageModel:
+def read_weights(files: ModelFiles, mesh: Mesh, dtype: str, progress: Progress | None = None) -> LanguageModel:
     """Reads the weights of files from `fit_mesh` onto the mesh."""
-    return LanguageModel(files, load_weights(files.checkpoint, files.config, mesh, DTYPES[dtype]), mesh, dtype)
+    with (progress or default_progress()).task("load", tensor_count(files.config), "tensors") as advance:
+        weights = load_weights(files.checkpoint, files.config, mesh, DTYPES[dtype], advance)
+    return LanguageModel(files, weights, mesh, dtype)
 
 
 def load_model(

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxprobe.display import html_table
 from jaxprobe.errors import InputError
 from jaxprobe.probes import factors, solve
 from jaxprobe.probes.moments import Moments, product, shifted
@@ -47,6 +48,22 @@ class RidgeFit(NamedTuple):
     alphas: np.ndarray
     loo_mse: np.ndarray
     condition: np.ndarray
+
+    def __repr__(self) -> str:
+        layers, width, targets = self.weights.shape
+        return f"RidgeFit({layers} layers, width {width}, {targets} targets)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the penalty of each layer and the error by which it was chosen."""
+        targets = range(self.weights.shape[2])
+        heads = ["layer", "alpha", *(f"root of the criterion's MSE, target {target}" for target in targets)]
+        with np.errstate(invalid="ignore"):
+            roots = np.sqrt(np.nanmin(self.loo_mse, axis=1))
+        rows = [
+            (layer, ", ".join(f"{value:.3g}" for value in np.atleast_1d(alpha)), *(f"{value:.4g}" for value in root))
+            for layer, (alpha, root) in enumerate(zip(self.alpha, roots, strict=True))
+        ]
+        return html_table(heads, rows, repr(self))
 
 
 def fit_ridge(

@@ -1,0 +1,49 @@
+"""How much arithmetic an extraction is, known before it starts, and how long that takes where it can be said."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxprobe.extract.trie import Plan
+from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.llama import BLOCK_AXES
+
+# A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
+SHARE_OF_PRODUCT = 0.75
+_SIDE, _REPEATS = 2048, 3
+
+
+def forward_operations(plan: Plan, config: LlamaConfig) -> float:
+    """Floating-point operations of the matrix products in the forward passes of a plan.
+
+    A slot meets every weight of every block in a multiplication and an addition, and each query head multiplies its
+    bin's slots and the root's, once for the scores and once for the values.
+    """
+    sizes = config.sizes()
+    matrices = [axes[1:] for axes in BLOCK_AXES.values() if len(axes) > 2]
+    weights = sum(math.prod(sizes[axis] for axis in axes) for axes in matrices)
+    heads = config.kv_heads * config.queries_per_kv * config.head_width
+    shapes = [batch.tokens.shape for shard in plan.shards for batch in shard.batches]
+    products = sum(bins * slots * (weights + 2 * heads * (slots + len(plan.root))) for bins, slots in shapes)
+    return 2.0 * config.layers * products
+
+
+def forward_seconds(operations: float, mesh: Mesh) -> float | None:
+    """How long so many operations take here, from a product timed now (a fifth of a second).
+
+    None on accelerators: how much of their rate a forward reaches depends on the model and the mesh.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    matrix = jnp.ones((_SIDE, _SIDE), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(_REPEATS):
+        product(matrix, matrix).block_until_ready()
+    # A product uses all cores, so devices that share them add nothing.
+    rate = _REPEATS * 2 * _SIDE**3 / (time.perf_counter() - started)
+    return operations / (SHARE_OF_PRODUCT * rate)

