@@ -6,6 +6,7 @@ groups its axes. The loader walks the model's parameters, so a tensor that is mi
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,18 @@ def _file_name(checkpoint: Checkpoint, parameter: str, layer: int) -> str:
 Ranges = tuple[range, ...]  # one device's part of a tensor: a range along each axis
 
 
-def load_weights(checkpoint: Checkpoint, config: LlamaConfig, mesh: Mesh, dtype: Any) -> Llama:
+def tensor_count(config: LlamaConfig) -> int:
+    """Tensors that `load_weights` reads."""
+    return len(MODEL_AXES) + config.layers * len(BLOCK_AXES)
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    config: LlamaConfig,
+    mesh: Mesh,
+    dtype: Any,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Llama:
     """Reads the parameters of ``config.layers`` blocks, each device's slice to that device.
 
     One tensor of the file at a time: a stacked parameter grows in place on the devices, layer by layer, so beyond the
@@ -96,11 +108,16 @@ def load_weights(checkpoint: Checkpoint, config: LlamaConfig, mesh: Mesh, dtype:
     Args:
       config: from `fit_config`, so that every axis divides over the mesh.
       dtype: of the parameters; the devices convert from the file's.
+      advance: told the number of tensors that were read since.
     """
     graph, state = abstract_llama(config, mesh, dtype)
 
     def load(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        tensor = functools.partial(_read_tensor, checkpoint, config, mesh, name)
+        def tensor(layer: int) -> jax.Array:
+            found = _read_tensor(checkpoint, config, mesh, name, layer)
+            advance(1)
+            return found
+
         if name in MODEL_AXES:
             return tensor(0).astype(shape.dtype)
         stacked = _zeros(shape)

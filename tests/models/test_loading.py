@@ -1,6 +1,7 @@
 """What loading reads and holds: every slice once, one tensor at a time, and copies of heads on request."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -111,15 +112,23 @@ print(before, held, peak)
 """
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder of 2 GB, gone after the tests, and its largest tensor's size."""
+    folder = tmp_path_factory.mktemp("large")
+    yield folder, write_sharded(folder, LARGE)
+    shutil.rmtree(folder)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory from /proc")
 @pytest.mark.parametrize("mesh", ["fsdp=2,model=4", "data=2,fsdp=2,model=2"])
-def test_loading_two_gigabytes_takes_little_more_than_the_parameters(tmp_path, mesh):
+def test_loading_two_gigabytes_takes_little_more_than_the_parameters(large, mesh):
     """At most twice the largest tensor and 300 MB beyond the parameters; a stacked parameter alone has 500 MB."""
-    largest = write_sharded(tmp_path, LARGE)
-    command = [sys.executable, "-c", LOAD_AND_MEASURE, str(tmp_path), mesh]
+    folder, largest = large
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, str(folder), mesh]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     before, held, peak = map(int, done.stdout.split())
-    stored = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert stored > 2e9 and held > 0.999 * stored * parse_mesh(mesh).get("data", 1)
     assert peak - before - held <= 2 * largest + 300e6
 
