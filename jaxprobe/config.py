@@ -28,7 +28,13 @@ class RunConfig:
     target: tuple[str, ...] = ()
     """Columns to predict: numbers, or dates (as years)."""
     split: str | None = None
-    """Column that says which rows are for testing; default: a seeded 80/20 split."""
+    """Column that says which rows are for testing, or blocks: whole cells of the map; default: a seeded 80/20 split."""
+    cell_degrees: float = 5.0
+    """With --split blocks: side of a cell."""
+    buffer_km: float = 100.0
+    """With --split blocks: training rows nearer than this to a test row are left out."""
+    unit_vectors: bool = False
+    """Fit places as points on the sphere, which has no dateline; predictions are degrees again."""
     group: tuple[str, ...] = ()
     """Columns to colour by and to hold out."""
     data_dir: Path | None = None

@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.config import RunConfig, read_config
-from jaxprobe.data.catalog import load_table
+from jaxprobe.data.catalog import load_run_table
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.errors import InputError
-from jaxprobe.experiments import blocks, controls, dateline, entity_types, prompts
+from jaxprobe.experiments import blocks, comparison, controls, dateline, entity_types, prompts
 from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import extract_states
 from jaxprobe.files import replacing
 from jaxprobe.models.llama import random_llama
 from jaxprobe.models.load import DTYPES, LanguageModel, choose_dtype, fit_mesh, open_model
 from jaxprobe.models.placement import place
+from jaxprobe.report.experiment_figures import write_experiment_figures
 from jaxprobe.rundir import RunDirectory
 
 
@@ -42,9 +43,8 @@ def open_run(path: Path) -> OpenRun:
     """
     directory = RunDirectory(path)
     config = read_config(directory.config_path)
+    result = directory.read_result()
     again = f"jaxprobe run --config {directory.config_path}"
-    if "result" not in directory.read_config():
-        raise InputError(f"{path} is not finished. Go on with: {again} --out {path}")
     if not directory.activations_path.is_dir():
         raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")
     table = load_run_table(config)
@@ -52,27 +52,53 @@ def open_run(path: Path) -> OpenRun:
     targets = entities[[f"true_{name}" for name in table.target_names if f"true_{name}" in entities]].to_numpy()
     if list(table.texts) != list(entities["text"]) or not np.array_equal(targets, table.targets):
         raise InputError(f"Table {config.dataset} is not the one {path} was made from. Run it anew: {again} --out NEW")
-    result = directory.read_config()["result"]
     prompt = find_prompt(table.name, config.prompt).name
     activations = open_activations(directory.activations_path)
     return OpenRun(directory, config, table, activations, result["headline_layer"], result["model"], prompt)
 
 
-def load_run_table(config: RunConfig) -> EntityTable:
-    """The table that a run's settings name."""
-    names = ("text", "target", "split", "group", "data_dir", "limit", "seed")
-    return load_table(config.dataset, **{name: getattr(config, name) for name in names})
-
-
 def layers(runs: Sequence[Path]) -> pd.DataFrame:
-    """Test scores by layer of several runs on one scale: ``depth`` is 0 at the embedding and 1 after the last block."""
-    frames = []
-    for path in runs:
-        scores = RunDirectory(path).read_scores()
-        number = pd.to_numeric(scores["layer"], errors="coerce") + 1
-        depth = (number / number.max()).mask(scores["layer"] == "embed", 0.0).mask(scores["layer"] == "final_norm", 1.0)
-        frames.append(scores.assign(depth=depth, run=str(path)))
+    """Scores by layer of several runs on one scale, and what lies between layers, prompts and models.
+
+    ``depth`` is 0 at the embedding and 1 after the last block. The rows of each run's scores have ``compared_with`` ""
+    and ``resampled`` "rows"; the others are those of experiments/comparison.py, where a run stands beside the first one
+    with the same test rows. States need not be stored.
+    """
+    frames, predicted = [], [read_predicted(RunDirectory(path)) for path in runs]
+    for path, run in zip(runs, predicted, strict=True):
+        scores = RunDirectory(path).read_scores().assign(compared_with="", resampled="rows")
+        parts = [scores, comparison.compare_states(run)]
+        first = next(other for other in predicted if comparison.same_rows(other.table, run.table))
+        if first is not run:
+            parts.append(comparison.compare_headlines(run, first))
+        frame = pd.concat(parts, ignore_index=True)
+        number = pd.to_numeric(frame["layer"], errors="coerce") + 1
+        depth = (number / number.max()).mask(frame["layer"] == "embed", 0.0).mask(frame["layer"] == "final_norm", 1.0)
+        frames.append(frame.assign(depth=depth, run=str(path)))
     return pd.concat(frames, ignore_index=True)
+
+
+def read_predicted(directory: RunDirectory) -> comparison.Predicted:
+    """The test predictions of every state of a finished run. Raises InputError where it is not finished."""
+    result, scores = directory.read_result(), directory.read_scores()
+    entities, long = directory.read_entities().set_index("row"), directory.read_predictions()
+    targets = [name.removeprefix("true_") for name in entities if name.startswith("true_")]
+    by_state = {state: part.set_index("row") for state, part in long.groupby("layer", sort=False)}
+    rows = next(iter(by_state.values())).index
+    test, columns = entities.loc[rows], [f"predicted_{target}" for target in targets]
+    table = EntityTable(
+        scores["dataset"].iloc[0],
+        tuple(test["text"]),
+        test[[f"true_{target}" for target in targets]].to_numpy(np.float64),
+        tuple(targets),
+        tuple("" for _ in targets),
+        np.ones(len(test), bool),
+        {name.removeprefix("group_"): test[name].to_numpy(object) for name in test if name.startswith("group_")},
+    )
+    predictions = {state: part.loc[rows, columns].to_numpy(np.float64) for state, part in by_state.items()}
+    return comparison.Predicted(
+        table, predictions, result["headline_layer"], scores["model"].iloc[0], scores["prompt"].iloc[0]
+    )
 
 
 def transfer(runs: Sequence[Path], state: str | None = None) -> pd.DataFrame:
@@ -83,7 +109,7 @@ def transfer(runs: Sequence[Path], state: str | None = None) -> pd.DataFrame:
         f"{run.directory.path} is of {run.model}, {run.table.name} ({len(run.table):,} rows); {first.directory.path} "
         f"of {first.model}, {first.table.name} ({len(first.table):,} rows). Take runs that differ in the prompt only."
         for run in opened[1:]
-        if run.model != first.model or not _same_rows(run.table, first.table)
+        if run.model != first.model or not comparison.same_rows(run.table, first.table)
     ]
     named = [run.prompt for run in opened]
     problems += [
@@ -159,12 +185,13 @@ def random_states(config: RunConfig, table: EntityTable, state: str) -> Mapping[
 
 
 def write_table(name: str, frame: pd.DataFrame, run: Path) -> Path:
-    """Writes experiments/NAME.parquet and .csv in the run's folder; returns the path of the CSV."""
+    """Writes experiments/NAME.parquet, .csv and figures in the run's folder; returns the path of the CSV."""
     folder = Path(run) / "experiments"
     with replacing(folder / f"{name}.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
     with replacing(folder / f"{name}.csv") as temporary:
         frame.to_csv(temporary, index=False)
+    write_experiment_figures(name, frame, folder)
     return folder / f"{name}.csv"
 
 
@@ -178,11 +205,6 @@ def _two_labels(table: EntityTable, labels: np.ndarray) -> bool:
     tested = np.unique(labels[table.is_test], return_counts=True)
     usable = set(names[counts > 1]) & {name for name, count in zip(*tested, strict=True) if count > 1}
     return len(names) > 1 and bool(usable)
-
-
-def _same_rows(a: EntityTable, b: EntityTable) -> bool:
-    same = a.texts == b.texts and np.array_equal(a.targets, b.targets)
-    return same and np.array_equal(a.is_test, b.is_test)
 
 
 def _names(run: OpenRun, *wanted: str) -> dict[str, object]:

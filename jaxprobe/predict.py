@@ -8,6 +8,7 @@ import pandas as pd
 
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.sphere import places_of
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import extract_states
 from jaxprobe.models.load import choose_dtype, fit_mesh, open_model, read_weights
@@ -38,8 +39,7 @@ def predict(run: Path, texts: Sequence[str]) -> pd.DataFrame:
     """
     directory = RunDirectory(run)
     config = read_config(directory.config_path)
-    if "result" not in directory.read_config():
-        raise InputError(f"{run} is not finished. Go on with: jaxprobe run --config {directory.config_path}")
+    directory.read_result()
     if not texts or not all(text.strip() for text in texts):
         raise InputError('No text to predict for, or an empty one. Name some: --text "Reykjavik" "Lima".')
     arrays, metadata = directory.read_probes()
@@ -49,6 +49,8 @@ def predict(run: Path, texts: Sequence[str]) -> pd.DataFrame:
     nothing = np.empty(0)
     fit = RidgeFit(arrays["weights"], arrays["intercept"], arrays["x_mean"], nothing, nothing, nothing, nothing)
     predicted = predict_layer(fit, layer, x)
+    if metadata.get("fitted") == "unit_vectors":
+        predicted = places_of(predicted)
     frame = pd.DataFrame({"text": list(texts)} | dict(zip(targets, predicted.T, strict=True)))
     found, truth = _test_rows(directory, state, targets)
     if targets == ("latitude", "longitude"):

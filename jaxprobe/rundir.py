@@ -178,6 +178,14 @@ class RunDirectory:
             raise InputError(f"{self.config_path} holds a {type(config).__name__}, not a JSON object.")
         return config
 
+    def read_result(self) -> dict[str, Any]:
+        """What config.json holds of a run that has ended. Raises InputError where it has not."""
+        config = self.read_config()
+        if "result" not in config:
+            again = f"jaxprobe run --config {self.config_path} --out {self.path}"
+            raise InputError(f"{self.path} is not finished. Go on with: {again}")
+        return config["result"]
+
     def write_scores(self, scores: pd.DataFrame) -> None:
         """Write scores.parquet and scores.csv: columns SCORE_KEYS (strings) and SCORE_VALUES (floats).
 

@@ -104,6 +104,14 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
     frame = pd.read_parquet(runs[0] / "experiments" / "layers.parquet")
     assert frame.loc[frame["layer"] == "embed", "depth"].eq(0).all()
     assert sorted(set(frame["depth"])) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    # The second prompt stands beside the first; works of art stand beside nothing.
+    beside = frame[~frame["compared_with"].isin(["", "embed"])]
+    assert set(beside["prompt"]) == {"coords"} and set(beside["resampled"]) >= {"rows", "country", "entity_type"}
+    folder = runs[0] / "experiments"
+    assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")}
+    assert {"layers", "prompts", "entity_types-1", "entity_types-2", "dateline"} <= {
+        p.stem for p in folder.glob("*.png")
+    }
 
 
 def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trained(runs):
@@ -136,6 +144,33 @@ def test_predictions_for_test_rows_are_those_of_the_run(runs):
             found = opened.directory.read_predictions().query("layer == @opened.headline")
             errors = np.abs(found["predicted_release_date"] - opened.table.targets[found["row"], 0])
             np.testing.assert_allclose(half, np.sort(errors)[18], rtol=1e-4)
+
+
+def test_unit_vectors_are_fitted_and_degrees_come_back(model, tables, tmp_path):
+    config = RunConfig(model, "world_place", tmp_path / "run", data_dir=tables, mesh="data=1", unit_vectors=True)
+    opened = experiment.open_run(run(config).path)
+    table, headline = opened.table, opened.headline
+    x, test = opened.activations[headline].astype(np.float64), table.is_test
+    latitude, longitude = np.radians(table.targets.T)
+    points = np.stack(
+        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
+    )
+    scores = opened.directory.read_scores().query("layer == @headline and split == 'test' and metric == 'r2'")
+    probe = Ridge(scores["alpha"].iloc[0]).fit(x[~test], points[~test])
+    east, north, up = probe.predict(x[test]).T
+    expected = np.degrees([np.arctan2(up, np.hypot(east, north)), np.arctan2(north, east)]).T
+    stored = opened.directory.read_predictions().query("layer == @headline")
+    np.testing.assert_allclose(stored[["predicted_latitude", "predicted_longitude"]], expected, rtol=1e-3, atol=0.02)
+    mean = scores.loc[scores["target"] == "mean", "value"].item()
+    assert mean == pytest.approx(r2_score(table.targets[test], expected), abs=1e-4)
+    # The controls and a prediction for a name are those of the same probe.
+    controlled = opened.directory.read_controls()
+    real = controlled.query("control == 'none' and resampled == 'rows' and metric == 'r2' and target == 'mean'")
+    assert real["value"].item() == pytest.approx(mean, abs=SAME_PROBE)
+    permuted = controlled.query("control == 'permuted' and metric == 'r2' and target == 'mean'")
+    assert permuted["value"].item() < 0.1
+    frame = predict(tmp_path / "run", [table.texts[row] for row in stored["row"][:3]])
+    np.testing.assert_allclose(frame[["latitude", "longitude"]], expected[:3], rtol=1e-3, atol=0.05)
 
 
 def test_intervals_hold_what_they_promise():

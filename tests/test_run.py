@@ -12,6 +12,7 @@ from sklearn.metrics import r2_score
 import jaxprobe
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
+from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.run import run
 from tests.tiny_llama import save_llama, save_tokenizer
 
@@ -69,6 +70,22 @@ def test_a_run_writes_its_files_and_its_scores_follow_from_its_states(model, pla
     assert any("60 entities" in line for line in lines)
     config = directory.read_config()
     assert config["result"]["headline_layer"] in states and config["result"]["peak_memory_bytes"] > 0
+
+
+def test_spatial_blocks_as_the_split(model, places, tmp_path):
+    options = dict(target=("latitude", "longitude"), split="blocks", cell_degrees=30.0, buffer_km=700.0)
+    lines = []
+    directory = run(settings(model, places, tmp_path, **options), lines.append)
+    entities = directory.read_entities()
+    place = lambda split: entities.loc[entities["split"] == split, ["true_latitude", "true_longitude"]].to_numpy()
+    test, train = place("test"), place("train")
+    assert 0 < len(test) <= 12 and len(test) + len(train) < 60
+    assert min(great_circle_km(row, train).min() for row in test) >= 700
+    cells = entities.groupby("group_block")["split"].nunique()
+    assert (cells == 1).all()
+    assert any(f"{len(train)} rows to fit on, {len(test)} to test on" in line for line in lines)
+    assert not any("No split column" in line for line in lines)
+    assert read_config(directory.config_path).split == "blocks"
 
 
 def test_a_finished_run_does_nothing_and_says_so(model, places, tmp_path):
@@ -202,6 +219,12 @@ BAD = {
     "fold group with a store": ({"target": ("founded",), "fold_group": "continent"}, "goes with --no-store"),
     "no such fold group": ({"target": ("founded",), "store": False, "fold_group": "land"}, "Add --group land"),
     "model": ({"model": "./nowhere"}, "No model at"),
+    "unit vectors of years": ({"target": ("founded",), "unit_vectors": True}, "unit vectors need both"),
+    "unit vectors from sums": (
+        {"target": ("latitude", "longitude"), "unit_vectors": True, "store": False},
+        "--unit-vectors needs stored states",
+    ),
+    "blocks of years": ({"target": ("founded",), "split": "blocks"}, "spatial blocks need both"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from jaxprobe.config import RunConfig
 from jaxprobe.data.columns import read_frame, require_columns, strings
 from jaxprobe.data.countries import merge_countries, name_continents
 from jaxprobe.data.entities import EntityTable, make_table
+from jaxprobe.data.splits import with_block_split
+from jaxprobe.data.timezones import merge_timezones
 from jaxprobe.errors import InputError
 
+BLOCKS = "blocks"  # as a split: cells of a grid
 CITIES = 10_000
 PAPER = "Gurnee & Tegmark (2023), github.com/wesg52/world-models, MIT"
 
@@ -57,6 +62,12 @@ def continents(frame: pd.DataFrame) -> list[str]:
     return name_continents(merged_countries(frame))
 
 
+def merged_timezones(frame: pd.DataFrame) -> list[str]:
+    """Beside the paper's own column, one with the four zones that people know."""
+    require_columns(frame, ["timezone"])
+    return merge_timezones(strings(frame["timezone"]))
+
+
 PLACE = ("latitude", "longitude")
 DATA_SETS = {
     "cities": DataSet(CITIES, "name", PLACE, ("country", "continent"), None, "GeoNames, CC BY 4.0"),
@@ -67,7 +78,13 @@ DATA_SETS = {
         ("country", "country_merged", "continent", "entity_type"),
         derive={"country_merged": merged_countries, "continent": continents},
     ),
-    "us_place": DataSet(29_997, "name", PLACE, ("state_id", "entity_type", "timezone")),
+    "us_place": DataSet(
+        29_997,
+        "name",
+        PLACE,
+        ("state_id", "entity_type", "timezone", "timezone_merged"),
+        derive={"timezone_merged": merged_timezones},
+    ),
     "nyc_place": DataSet(19_838, "name", PLACE, ("borough_name", "facility_t_name")),
     "historical_figure": DataSet(37_539, "name", ("death_year",), ("occupation", "death_century")),
     "art": DataSet(
@@ -114,14 +131,20 @@ def load_table(
     limit: int | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
+    cell_degrees: float = 5.0,
+    buffer_km: float = 100.0,
+    unit_vectors: bool = False,
 ) -> EntityTable:
     """The entity table of a named data set or of a CSV or Parquet file.
 
     Args:
       dataset: a name out of `list_datasets`, or the path of a file.
-      text, target, split, group: as in `make_table`; of a named data set they replace its own.
+      text, target, split, group: as in `make_table`; of a named data set they replace its own. The split ``blocks``
+        (where no column is called so) takes whole cells of a grid for testing, as `with_block_split` does.
       data_dir: the folder of the paper's tables; None for the one that the environment names as JAXPROBE_DATA.
       limit, seed, test_fraction: as in `make_table`.
+      cell_degrees, buffer_km: of the split ``blocks``.
+      unit_vectors: fit probes on places as points on the unit sphere.
     Raises:
       InputError: no such data set or file, one that is not at hand, or what `make_table` finds.
     """
@@ -134,7 +157,11 @@ def load_table(
         frame = frame.assign(**{column: values(frame) for column, values in known.derive.items()})
         text, target = text or known.text, target or known.target
         split, group = split or known.split, group or known.group
-    return make_table(
+    divide = None
+    if split == BLOCKS and BLOCKS not in frame:
+        options = dict(cell_degrees=cell_degrees, buffer_km=buffer_km, test_fraction=test_fraction, seed=seed)
+        split, divide = None, lambda table: with_block_split(table, **options)
+    table = make_table(
         frame,
         name,
         text=text,
@@ -145,7 +172,18 @@ def load_table(
         seed=seed,
         test_fraction=test_fraction,
         limit=limit,
+        divide=divide,
     )
+    if unit_vectors and not table.is_place:
+        raise InputError(f"Table {table.name} has no latitude and longitude as targets; unit vectors need both.")
+    return replace(table, unit_vectors=unit_vectors)
+
+
+def load_run_table(config: RunConfig) -> EntityTable:
+    """The table that a run's settings name. Raises InputError as `load_table`."""
+    names = ("text", "target", "split", "group", "data_dir", "limit", "seed")
+    names += ("cell_degrees", "buffer_km", "unit_vectors")
+    return load_table(config.dataset, **{name: getattr(config, name) for name in names})
 
 
 def _path_of_own(dataset: str) -> Path:

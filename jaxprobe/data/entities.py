@@ -28,8 +28,8 @@ class EntityTable:
       units: C units: "degree", "year", or "" for a plain number.
       is_test: [N] bool; the rows that no probe is fitted on.
       groups: column -> [N] strings, for colours and hold-outs.
-      attribution: what the data's licence asks to be shown, or "".
       unit_vectors: whether probes are fitted on places as points on the unit sphere, which has no dateline.
+      attribution: what the data's licence asks to be shown, or "".
       notes: what was inferred or noticed on reading, one sentence each, shown to the user.
     """
 
@@ -40,8 +40,8 @@ class EntityTable:
     units: tuple[str, ...]
     is_test: np.ndarray
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
-    attribution: str = ""
     unit_vectors: bool = False
+    attribution: str = ""
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -92,6 +92,7 @@ def make_table(
     seed: int = 0,
     test_fraction: float = 0.2,
     limit: int | None = None,
+    divide: Callable[[EntityTable], EntityTable] | None = None,
 ) -> EntityTable:
     """The entity table that a data frame holds.
 
@@ -107,9 +108,9 @@ def make_table(
       attribution: what the data's licence asks to be shown.
       seed, test_fraction: of the seeded split.
       limit: a random sample (same seed) of so many rows, with both sides of the split in their share.
+      divide: splits the whole table (which may cost it some rows), in place of a column.
     Raises:
       InputError: every problem that was found, at once.
-    divide: Callable[[EntityTable], EntityTable] | None = None,
     """
     if len(frame) < 2:
         raise InputError(f"Table {name} has {len(frame)} rows; a probe needs some to be fitted on and others to test.")
@@ -125,7 +126,6 @@ def make_table(
     text = text or attempt(_find_text, frame, notes)
     split = split if split or divide else _find_split(frame, notes)
     target = target or attempt(_find_target, frame, {text, split, *group}, notes) or ()
-      divide: splits the whole table (which may cost it some rows), in place of a column.
     texts = attempt(columns.text_values, frame, text) if text else None
     is_test = (
         attempt(columns.split_values, frame, split)
@@ -151,6 +151,9 @@ def make_table(
     if limit is not None and limit < len(table):
         notes.append(f"A random {limit:,} of {len(table):,} rows (seed {seed}).")
         table = sample_rows(table, limit, seed)
+    if divide is not None:
+        table = divide(table)
+        notes.extend(table.notes)
     _require_variation(table)
     return replace(table, notes=(*notes, *_notes_on_names(table)))
 
@@ -168,9 +171,6 @@ def _find_split(frame: pd.DataFrame, notes: list[str]) -> str | None:
     for column in SPLIT_COLUMNS:
         if column in frame.columns:
             notes.append(f"The split is column {column!r}.")
-    if divide is not None:
-        table = divide(table)
-        notes.extend(table.notes)
             return column
     return None
 
