@@ -160,15 +160,98 @@ def store_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def paper_table(result: dict[str, Any]) -> str:
+    """Every run beside its controls, then without its neighbours; written by benchmarks/paper_tables.py."""
+    lines = [
+        "| table, prompt | the probe's test R² (95 % interval) | last token's embedding alone | spelling alone "
+        "| the probe's lead over the spelling | Llama-2-7b in the paper |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for run in result["runs"]:
+        controls = run["controls"]
+        cells = (
+            f"{run['dataset']}, {run['prompt']}",
+            f"{with_interval(controls['none']['r2'])}, layer {run['layer']}",
+            f"{controls['embed']['r2'][0]:.3f}" if "embed" in controls else "",
+            f"{controls['ngrams']['r2'][0]:.3f}",
+            with_interval(controls["ngrams"]["selectivity"]),
+            f"{run['paper']['llama2_7b']:.3f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| table, prompt | held out of the fit | with it | without it |",
+        "|---|---|---:|---:|",
+    ]
+    lines += [f"| {' | '.join(_held_out_cells(held))} |" for held in result["held_out"]]
+    rows = sorted({run["rows"] for run in result["runs"]})
+    took = f", {result['seconds'] / 60:.1f} minutes" if result["seconds"] else ""
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+    note = f"{result['runs'][0]['model']}; rows a table: {', '.join(f'{n:,}' for n in rows)}. {machine}{took}."
+    return "\n".join([*lines, "", note, f"Made by `{result['command']}`."])
+
+
+def _held_out_cells(held: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Cells of the map: R2. Groups: in how many R2 falls, and the median over groups of the error that they have."""
+    run = f"{held['dataset']}, {held['prompt']}"
+    if "r2" in held:
+        return run, held["group"], *(f"R² {with_interval(held['r2'][fit])}" for fit in ("nominal", "held_out"))
+    better = f", higher in {held['better']}" if held["better"] else ""
+    what = f"each {held['group'].replace('_', ' ')}: R² lower in {held['worse']} of {held['groups']}{better}"
+    metric, unit = ("error_km_median", " km") if "error_km_median" in held["medians"] else ("proximity_error", "")
+    digits, name = (",.0f", "error") if unit else (".3f", "proximity error")
+    values = (f"{name} {held['medians'][metric][fit]:{digits}}{unit}" for fit in ("nominal", "held_out"))
+    return run, what, *values
+
+
 def with_interval(numbers: list[float]) -> str:
     value, low, high = numbers
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def plan_table(result: dict[str, Any]) -> str:
+    """One row for each plan; then what the times rest on; written by benchmarks/plan.py."""
+    lines = [
+        "| model, dtype | machine | mesh | parameters | peak memory, stored / not | of | 10^12 operations a step "
+        "| collectives a step | time, stored / not |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for plan in result["plans"]:
+        forward = plan["forward"]
+        moved = sum(one["times"] * one["size"] for one in forward["collectives"]) / 1e9
+        peaks = " / ".join(
+            f"{plan[f'peak_{way}'] / 1e9:.1f}" + ("" if plan[f"fits_{way}"] else " (does not fit)")
+            for way in ("stored", "streamed")
+        )
+        cells = (
+            f"{plan['model']}, {plan['dtype']}",
+            plan["topology"] + ("" if plan["compiled"] else " (counted)"),
+            mesh_text(plan["mesh"]),
+            f"{plan['parameters'] / 1e9:.1f} GB",
+            f"{peaks} GB",
+            f"{plan['chip_memory'] / 1e9:.0f} GB",
+            number(forward["operations"] / 1e12),
+            f"{number(moved)} GB",
+            " / ".join(in_words(plan[way]["total"]) for way in ("stored", "streamed")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    first = result["plans"][0]
+    notes = [
+        f"Sizes and operations are of each chip. {first['table']}, prompt {first['prompt']}: {first['entities']:,} "
+        f"entities, {first['distinct_prefixes']:,} distinct prefixes. Compiled with jax {result['versions']['jax']}; "
+        "nothing was run.",
+        "",
+        *(f"- {line}" for line in first["assumptions"]),
+    ]
+    return "\n".join([*lines, "", *notes])
 
 
 # The start of a result file's name -> what writes its table. Files of other benchmarks add their own.
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "extraction": extraction_table,
     "demo": demo_table,
+    "paper": paper_table,
+    "plan": plan_table,
     "ridge": ridge_table,
     "store": store_table,
 }

@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import paper, tables
+from benchmarks import paper, paper_tables, tables
 from jaxprobe.models.published import find_published
 
 ENTRY = {
@@ -98,6 +100,66 @@ def test_the_demo_table_stands_beside_what_would_explain_it():
     assert lines[2] == "| the probe of layer 12 | 0.500 (0.400 to 0.600) | |"
     assert lines[3].endswith("| 0.250 (0.200 to 0.300) | 0.250 (0.200 to 0.310) |")
     assert "1,234 km" in lines[-1] and "61 s and 2.5 GB (2 x m)" in lines[-1]
+
+
+def test_the_papers_tables_stand_beside_controls_and_hold_outs():
+    keys = {"model": "m", "dataset": "art", "prompt": "empty", "target": "mean", "split": "test"}
+
+    def row(value, **own):
+        return keys | {"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1} | own
+
+    controls = [
+        row(0.5, control="none", resampled="rows", metric="r2"),
+        row(0.5, control="none", resampled="decade", metric="r2", ci_low=-1.0),
+        row(0.3, control="embed", resampled="rows", metric="r2"),
+        row(0.4, control="ngrams", resampled="rows", metric="r2"),
+        row(0.1, control="ngrams", resampled="rows", metric="selectivity"),
+        row(0.05, control="permuted", resampled="permutations", metric="p_value", ci_low=np.nan, ci_high=np.nan),
+        row(0.9, control="none", resampled="rows", metric="r2", prompt="release"),
+    ]
+    fits = {"nominal": (0.2, 0.3), "held_out": (0.1, 0.05), "difference": (-0.15, 0.02)}
+    groups = [
+        row(value, group="decade", held_out=name, fit=fit, metric=metric)
+        for fit, values in fits.items()
+        for name, value in zip(("1950", "1960"), values, strict=True)
+        for metric in ("r2_block_mean", "proximity_error")
+    ]
+    cells = [
+        row(value, group="cells", held_out="each fold", fit=fit, metric="r2", dataset="world_place")
+        for fit, value in (("nominal", 0.6), ("held_out", 0.2), ("difference", -0.4))
+    ]
+    published = {"llama2_7b": 0.788, "llama2_13b": 0.806, "llama2_70b": 0.885}
+    found = paper_tables.summarise(
+        {
+            "paper": pd.DataFrame(
+                [{k: keys[k] for k in ("model", "dataset", "prompt")} | {"rows": 9, "layer": "3"} | published]
+            ),
+            "controls": pd.DataFrame(controls),
+            "blocks": pd.DataFrame(groups + cells),
+            "prompts": pd.DataFrame([row(0.7, metric="r2", train_prompt="release", centring="raw")]),
+        }
+    )
+    (run,) = found["runs"]
+    assert run["controls"]["none"]["r2"] == [0.5, 0.4, 0.6] and run["controls"]["permuted"]["p_value"] == [
+        0.05,
+        None,
+        None,
+    ]
+    decades, squares = found["held_out"]
+    assert (decades["groups"], decades["worse"], decades["better"]) == (2, 1, 0)
+    assert decades["medians"]["proximity_error"] == {"nominal": 0.25, "held_out": 0.075}
+    assert squares["r2"]["difference"] == [-0.4, -0.5, -0.3]
+    assert found["prompts"][0]["r2"] == [0.7, 0.6, 0.8]
+    result = found | {"command": "c", "seconds": 90.0, "machine": {"processor": "a processor", "cores": 2}}
+    lines = tables.paper_table(json.loads(json.dumps(result))).splitlines()
+    assert (
+        lines[2] == "| art, empty | 0.500 (0.400 to 0.600), layer 3 | 0.300 | 0.400 | 0.100 (0.000 to 0.200) | 0.788 |"
+    )
+    assert (
+        lines[6] == "| art, empty | each decade: R² lower in 1 of 2 | proximity error 0.250 | proximity error 0.075 |"
+    )
+    assert lines[7] == "| world_place, empty | cells | R² 0.600 (0.500 to 0.700) | R² 0.200 (0.100 to 0.300) |"
+    assert lines[9] == "m; rows a table: 9. a processor, 2 cores, 1.5 minutes." and lines[10] == "Made by `c`."
 
 
 # Numbers in all tensors, as the hub counts them in the published files (embedding, head and gains included).
