@@ -367,6 +367,8 @@ def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
     frame = EXPERIMENTS[name](runs, **options)
     path = write_table(name, frame, runs[0])
     shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]
+    if name == "layers":  # hundreds of rows otherwise
+        shown = shown[shown["metric"].isin(["r2", "r2_difference"]) & (shown["resampled"] == "rows")]
     varied = [column for column in shown if shown[column].nunique(dropna=False) > 1]
     _output().frame(shown[varied], name, table=str(path))
-    log.print(f"Every row: {path}", markup=False)
+    log.print(f"Every row: {path}; figures beside it.", markup=False)

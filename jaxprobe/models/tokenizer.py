@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import gguf
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxprobe.errors import InputError
+from jaxprobe.models.checkpoint import read_gguf
 from jaxprobe.models.source import ModelSource
 
 # tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
@@ -38,7 +38,7 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
     # bounded in pyproject.toml and tests compare the result with the model's published splitting.
     from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
-    fields = gguf.GGUFReader(path).fields
+    fields = read_gguf(path).fields
     renames = GGUF_TOKENIZER_MAPPING["tokenizer"].items()
     parts = {ours: fields[f"tokenizer.{key}"].contents() for key, ours in renames if f"tokenizer.{key}" in fields}
     kind, split = parts.get("tokenizer_type"), parts.get("pre_tokenizer_type")
