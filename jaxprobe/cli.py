@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import tyro
@@ -287,8 +289,14 @@ class _Terminated(BaseException):
     """SIGTERM, as a scheduler sends it before it takes a machine away."""
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Ends the command by an exception, except inside of JAX's garbage collection, where it would be dropped."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        raise _Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -296,7 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exits with 0, 2 for input that can't be used, 130 after Ctrl-C, or 143 after SIGTERM.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    # One that the shell has put to rest (nohup, a job in the background) stays so.
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in heard}
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -318,7 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `jaxprobe ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -32,6 +32,8 @@ PARITY = 1e-4
 PRECISION = 1e-5
 # What the demo takes at its peak, with everything around it.
 DEMO_BYTES = 3e9
+# Not required, or by others: worth knowing where they are installed.
+BESIDE = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch")
 VARIABLES = (
     "JAX_PLATFORMS", "XLA_FLAGS", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION", "LIBTPU_INIT_ARGS",
     "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64",
@@ -90,9 +92,14 @@ def check_packages() -> Iterator[Check]:
         found.append(f"{requirement.name} {version}")
         if not requirement.specifier.contains(version, prereleases=True):
             problems.append(f"{requirement.name} is {version}, wanted {requirement.specifier}")
+    found += [f"{name} {metadata.version(name)}" for name in BESIDE if _is_installed(name)]
     yield Check("ok", "packages", f"jaxprobe {metadata.version('jaxprobe')}, {', '.join(found)}")
     if problems:
         yield Check("wrong", "packages", "; ".join(problems), "pip install --upgrade jaxprobe")
+
+
+def _is_installed(name: str) -> bool:
+    return any(metadata.distributions(name=name))
 
 
 def check_environment() -> Iterator[Check]:
@@ -224,6 +231,7 @@ def reference_states(files: ModelFiles, extraction: Extraction) -> dict[str, np.
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     path, options = files.source.path, {"dtype": torch.float32}
     if files.source.is_gguf:
         dense = transformers.GgufConfig(path.name, dequantize=True)

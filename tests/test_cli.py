@@ -1,8 +1,11 @@
 """The command line as a user types it."""
 
+import gc
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -139,6 +142,27 @@ def test_a_reader_that_has_read_enough_is_no_error():
     pipe = f"{sys.executable} -m jaxprobe data list | head -n 1"
     result = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == ""
+
+
+def test_ctrl_c_is_not_lost_in_the_garbage_collection(monkeypatch, capsys):
+    """JAX has a callback there, and Python drops what is raised in one."""
+    calls = []
+
+    def _xla_gc_callback(*_):
+        if not calls:
+            calls.append(signal.raise_signal(signal.SIGINT))
+
+    def work(*_):
+        gc.callbacks.append(_xla_gc_callback)
+        gc.collect()
+        gc.callbacks.remove(_xla_gc_callback)
+        time.sleep(5)
+
+    monkeypatch.setattr(cli, "_dispatch", work)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo"])
+    assert calls and stop.value.code == 130 and "Interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_a_command_the_help_is_shown(capsys):
