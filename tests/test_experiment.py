@@ -106,7 +106,7 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
     assert sorted(set(frame["depth"])) == pytest.approx([0, 1 / 3, 2 / 3, 1])
     # The second prompt stands beside the first; works of art stand beside nothing.
     beside = frame[~frame["compared_with"].isin(["", "embed"])]
-    assert set(beside["prompt"]) == {"coords"} and set(beside["resampled"]) >= {"rows", "country", "entity_type"}
+    assert set(beside["prompt"]) == {"coords"} and set(beside["resampled"]) >= {"rows", "country"}
     folder = runs[0] / "experiments"
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")}
     assert {"layers", "prompts", "entity_types-1", "entity_types-2", "dateline"} <= {
