@@ -27,16 +27,16 @@ WRONG, UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 WIDTH = 240  # of tables that are not printed on a terminal
 HELP = f"""{jaxprobe.__doc__}
 
-Begin with `jaxprobe demo`. Then bring a table of named things and a model: `jaxprobe run --dataset FILE.csv --model MODEL`.
-`jaxprobe COMMAND --help` explains a command. Every command takes --quiet (nothing but results and errors) and --json
-(one JSON object on stdout). It exits with 0; 1 for what doctor found; 2 for input that can't be used; 130 after Ctrl-C.
-"""  # noqa: E501
+Begin with `jaxprobe demo`. Then bring a table of named things and a model:
+`jaxprobe run --dataset FILE.csv --model MODEL`. `jaxprobe COMMAND --help`
+explains a command. Every command takes --quiet (nothing but results and
+errors) and --json (one JSON object on stdout). It exits with 0; 1 for what
+doctor found; 2 for input that can't be used; 130 after Ctrl-C.
+"""
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
-app.command(data, name="data", help="The named tables.")
 experiment = tyro.extras.SubcommandApp()
-app.command(experiment, name="experiment", help="What finished runs show, and what they don't.")
 
 # Names from data are text: a bracket in them is no markup.
 log = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -283,6 +283,10 @@ def report(runs: Runs, out: Path | None = None) -> None:
     if not runs:
         raise InputError("No run to report on. Name the folders of finished runs: jaxprobe report RUN...")
     _output().files([write_report(*map(RunDirectory, runs), path=out)])
+
+
+app.command(experiment, name="experiment", help="What finished runs show, and what they don't.")
+app.command(data, name="data", help="The named tables.")
 
 
 class _Terminated(BaseException):

@@ -97,6 +97,8 @@ def read_config(path: Path) -> RunConfig:
     Raises:
       InputError: the file can't be read, lacks a setting or holds one that is not known.
     """
+    if not path.is_file():
+        raise InputError(f"There is no {path}. Name the folder of a run, or its config.json.")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:

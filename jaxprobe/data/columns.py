@@ -39,7 +39,13 @@ def read_frame(path: Path) -> pd.DataFrame:
     # pandas, pyarrow and the decompressors raise all kinds for a damaged file; their text is what helps.
     except Exception as error:
         raise InputError(f"{path} can't be read: {error}. Check that it is whole, and a CSV in UTF-8.") from error
-    return frame.set_axis(frame.columns.map(str), axis=1)
+    frame = frame.set_axis(frame.columns.map(str), axis=1)
+    if len(frame.columns) == 1 and (found := [mark for mark in ";\t|" if mark in frame.columns[0]]):
+        raise InputError(
+            f"{path} has one column, {shorten(frame.columns[0])!r}: its separator seems to be {found[0]!r}. Save it "
+            "with commas."
+        )
+    return frame
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

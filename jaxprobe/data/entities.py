@@ -164,7 +164,7 @@ def _find_text(frame: pd.DataFrame, notes: list[str]) -> str:
             if column.lower() == wanted:
                 notes.append(f"The text is column {column!r}.")
                 return column
-    raise InputError(f"Which column is the text? Name it as text; the columns here: {', '.join(frame.columns)}.")
+    raise InputError(f"Which column is the text? Name it with --text; the columns here: {', '.join(frame.columns)}.")
 
 
 def _find_split(frame: pd.DataFrame, notes: list[str]) -> str | None:
@@ -193,7 +193,7 @@ def _find_target(frame: pd.DataFrame, taken: set[str | None], notes: list[str]) 
         notes.append(f"The target is column {numeric[0]!r}, the only one of numbers or dates.")
         return (numeric[0],)
     found = f"Columns of numbers or dates: {', '.join(numeric)}" if numeric else "No column is all numbers or dates"
-    raise InputError(f"Which column is the target? Name it as target. {found}.")
+    raise InputError(f"Which column is the target? Name it with --target. {found}.")
 
 
 def _order_target(target: Sequence[str]) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ def test_parquet_and_compressed_csv(tmp_path: Path):
         ("latin.csv", "name\nMünchen\n".encode("latin-1"), "can't be read: 'utf-8' codec can't decode"),
         ("ragged.csv", b"a,b\n1,2\n3,4,5\n", "can't be read: .*Expected 2 fields in line 3, saw 3"),
         ("wide.csv", b"a,b\n1,2,3\n4,5,6\n", "can't be read: Length of header"),
+        ("semicolon.csv", b"name;lat;lon\nOslo;59,9;10,7\n", "one column, 'name;lat;lon'.* Save it with commas"),
         ("quote.csv", b'a,b\n"1,2\n', "can't be read: .*EOF inside string"),
         ("cut.parquet", b"PAR1 and then nothing", "can't be read"),
         ("cut.csv.gz", b"\x1f\x8b\x08\x00", "can't be read"),
