@@ -379,7 +379,7 @@ def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
 
     if not runs:
         raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
-    frame = EXPERIMENTS[name](runs, **options)
+    frame = EXPERIMENTS[name](runs, progress=console_progress(log), **options)
     path = write_table(name, frame, runs[0])
     shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]
     if name == "layers":  # hundreds of rows otherwise

@@ -1,6 +1,6 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from jaxprobe.files import replacing
 from jaxprobe.models.llama import random_llama
 from jaxprobe.models.load import DTYPES, LanguageModel, choose_dtype, fit_mesh, open_model
 from jaxprobe.models.placement import place
+from jaxprobe.progress import Progress, default_progress
 from jaxprobe.report.experiment_figures import write_experiment_figures
 from jaxprobe.rundir import RunDirectory
 
@@ -57,7 +58,16 @@ def open_run(path: Path) -> OpenRun:
     return OpenRun(directory, config, table, activations, result["headline_layer"], result["model"], prompt)
 
 
-def layers(runs: Sequence[Path]) -> pd.DataFrame:
+def _open_each(runs: Sequence[Path], task: str, progress: Progress | None) -> Iterator[OpenRun]:
+    """Opens one run after the other; what is done with it counts towards the task."""
+    unit = "run" if len(runs) == 1 else "runs"
+    with (progress or default_progress()).task(task, len(runs), unit) as advance:
+        for path in runs:
+            yield open_run(path)
+            advance(1)
+
+
+def layers(runs: Sequence[Path], progress: Progress | None = None) -> pd.DataFrame:
     """Scores by layer of several runs on one scale, and what lies between layers, prompts and models.
 
     ``depth`` is 0 at the embedding and 1 after the last block. The rows of each run's scores have ``compared_with`` ""
@@ -101,9 +111,9 @@ def read_predicted(directory: RunDirectory) -> comparison.Predicted:
     )
 
 
-def transfer(runs: Sequence[Path], state: str | None = None) -> pd.DataFrame:
+def transfer(runs: Sequence[Path], state: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """experiments/prompts.py over runs of one table and model under different prompts."""
-    opened = [open_run(path) for path in runs]
+    opened = list(_open_each(runs, "open", progress))
     first = opened[0]
     problems = [
         f"{run.directory.path} is of {run.model}, {run.table.name} ({len(run.table):,} rows); {first.directory.path} "
@@ -130,6 +140,7 @@ def hold_out(
     state: str | None = None,
     cell_degrees: float = 5.0,
     buffer_km: float = 100.0,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """experiments/blocks.py: for every group column, or those named, and for cells of the map where there is one."""
     frames = []
@@ -138,34 +149,42 @@ def hold_out(
         columns = tuple(group) or usable_groups(run.table)
         if not columns and not run.table.is_place:
             raise InputError(f"{run.directory.path} has no group to hold out. Run it with --group COLUMN.")
-        frames += [blocks.run(*at, column, held=held, **_names(run)) for column in columns]
+        names = _names(run) | {"progress": progress}
+        frames += [blocks.run(*at, column, held=held, **names) for column in columns]
         if run.table.is_place and not group:
-            frames.append(blocks.run_spatial(*at, cell_degrees=cell_degrees, buffer_km=buffer_km, **_names(run)))
+            frames.append(blocks.run_spatial(*at, cell_degrees=cell_degrees, buffer_km=buffer_km, **names))
     return pd.concat(frames, ignore_index=True)
 
 
-def types(runs: Sequence[Path], group: str = "entity_type", state: str | None = None) -> pd.DataFrame:
+def types(
+    runs: Sequence[Path], group: str = "entity_type", state: str | None = None, progress: Progress | None = None
+) -> pd.DataFrame:
     """experiments/entity_types.py for each run."""
     frames = []
-    for run in map(open_run, runs):
+    for run in _open_each(runs, "entity types", progress):
         frames.append(entity_types.run(run.activations, run.table, state or run.headline, group, **_names(run)))
     return pd.concat(frames, ignore_index=True)
 
 
-def control(runs: Sequence[Path], state: str | None = None, random_weights: bool = False) -> pd.DataFrame:
+def control(
+    runs: Sequence[Path],
+    state: str | None = None,
+    random_weights: bool = False,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
     """experiments/controls.py for each run; with random weights the architecture is run once more."""
     frames = []
-    for run in map(open_run, runs):
+    for run in _open_each(runs, "controls", progress):
         wanted = state or run.headline
         random = random_states(run.config, run.table, wanted) if random_weights else None
         frames.append(controls.run(run.activations, run.table, wanted, random_weights=random, **_names(run)))
     return pd.concat(frames, ignore_index=True)
 
 
-def unit_vectors(runs: Sequence[Path], state: str | None = None) -> pd.DataFrame:
+def unit_vectors(runs: Sequence[Path], state: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """experiments/dateline.py for each run."""
     frames = []
-    for run in map(open_run, runs):
+    for run in _open_each(runs, "dateline", progress):
         frames.append(dateline.run(run.activations, run.table, state or run.headline, **_names(run)))
     return pd.concat(frames, ignore_index=True)
 

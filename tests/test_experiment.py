@@ -74,7 +74,8 @@ def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
     pd.testing.assert_frame_equal(written, expected)
     csv = pd.read_csv(world / "experiments" / "blocks.csv")
     np.testing.assert_allclose(csv["value"], expected["value"])
-    assert "held_out" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "held_out" in printed.out and "without each country: 4 groups in " in printed.err
 
 
 def test_a_run_writes_the_controls_of_its_headline_layer(runs):

@@ -13,6 +13,7 @@ from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.proximity import proximity_error
 from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
 from jaxprobe.probes.metrics import Interval, paired_difference, resample_counts, score
+from jaxprobe.progress import Progress, default_progress
 
 LARGEST = 20  # the paper's number of countries
 FITS = ("nominal", "held_out", "difference")
@@ -28,6 +29,7 @@ def run(
     model: str = "",
     prompt: str = "",
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Each group's test rows by the probe of all training rows, and by one that was fitted without the group.
 
@@ -59,14 +61,16 @@ def run(
     nominal = fit_probe(x, table, ~test, state)
     base = nominal.predict(x[test])
     frames = []
-    for name in held:
-        train, inside = ~test & (labels != name), (labels == name)[test]
-        probe = fit_probe(x, table, train, f"{state} without {name}")
-        both = np.stack([base, probe.predict(x[test])])
-        found = _block_scores(table, both, inside, targets[train], seed)
-        alphas = (nominal.alpha, probe.alpha, np.nan)
-        columns = dict(model=model, prompt=prompt, group=group, held_out=name, rows_test=int(inside.sum()))
-        frames += _three_fits(table, found, state, alphas, columns)
+    with (progress or default_progress()).task(f"without each {group}", len(held), "groups") as advance:
+        for name in held:
+            train, inside = ~test & (labels != name), (labels == name)[test]
+            probe = fit_probe(x, table, train, f"{state} without {name}")
+            both = np.stack([base, probe.predict(x[test])])
+            found = _block_scores(table, both, inside, targets[train], seed)
+            alphas = (nominal.alpha, probe.alpha, np.nan)
+            columns = dict(model=model, prompt=prompt, group=group, held_out=name, rows_test=int(inside.sum()))
+            frames += _three_fits(table, found, state, alphas, columns)
+            advance(1)
     return pd.concat(frames, ignore_index=True)
 
 
@@ -81,6 +85,7 @@ def run_spatial(
     model: str = "",
     prompt: str = "",
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """All test rows by the probe of all training rows, and by probes that saw nothing near them.
 
@@ -102,14 +107,17 @@ def run_spatial(
     fold = deal_groups(cells, folds, seed)
     nominal = fit_probe(x, table, ~test, state)
     both = np.stack([nominal.predict(x[test])] * 2)
-    for number in np.unique(fold[test]):
-        inside = test & (fold == number)
-        far = nearest_km(*targets.T, *targets[inside].T) >= buffer_km
-        train = ~test & (fold != number) & far
-        if train.sum() < 2:
-            raise InputError(f"A buffer of {buffer_km:g} km leaves {train.sum()} training rows. Use a smaller one.")
-        probe = fit_probe(x, table, train, f"{state} without fold {number}")
-        both[1, inside[test]] = probe.predict(x[inside])
+    numbers = np.unique(fold[test])
+    with (progress or default_progress()).task("without cells", len(numbers), "folds") as advance:
+        for number in numbers:
+            inside = test & (fold == number)
+            far = nearest_km(*targets.T, *targets[inside].T) >= buffer_km
+            train = ~test & (fold != number) & far
+            if train.sum() < 2:
+                raise InputError(f"A buffer of {buffer_km:g} km leaves {train.sum()} training rows. Use a smaller one.")
+            probe = fit_probe(x, table, train, f"{state} without fold {number}")
+            both[1, inside[test]] = probe.predict(x[inside])
+            advance(1)
     found = _score_fits(table, targets[test], both, seed, groups=cells[test])
     group = f"cells of {cell_degrees:g} degrees, {buffer_km:g} km"
     columns = dict(model=model, prompt=prompt, group=group, held_out="each fold", rows_test=int(test.sum()))
