@@ -63,7 +63,8 @@ def demo(out: Path | None = None, limit: int | None = None) -> None:
 def run(settings: Settings) -> None:
     """Read a model at each name's last token, probe every layer, write scores and a report.
 
-    --config FILE takes the settings from a run's config.json; further options change them.
+    --config FILE takes the settings from a run's config.json; further options change them. --processes makes it one of
+    several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise I/N@HOST:PORT.
     """
     _run(settings)
 
@@ -315,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except InputError as error:
+        _end_job(UNUSABLE_INPUT, [f"[bold red]Error:[/] {escape(problem)}" for problem in error.problems], error)
         for problem in error.problems:
             errors.print(f"[bold red]Error:[/] {escape(problem)}")
         if as_json:
@@ -327,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "the same command goes on from there (without a store it starts anew)."
         )
         code = TERMINATED if terminated else INTERRUPTED
+        _end_job(code, [line], stop)
         errors.print(line)
         sys.exit(code)
     except BrokenPipeError:  # `jaxprobe ... | head` has read enough
@@ -341,22 +344,36 @@ def _dispatch(arguments: list[str]) -> None:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # --config gives another run's settings as defaults, which the other options then change.
     finder.add_argument("--config", type=Path)
+    finder.add_argument("--processes")  # of this process only, so no setting of the run
     for flag in ("--quiet", "--json"):
         finder.add_argument(flag, action="store_true")
     known, rest = finder.parse_known_args(arguments)
     log.quiet, as_json = known.quiet, known.json
-    if known.config is None:
+    if known.config is None and known.processes is None:
         app.cli(prog="jaxprobe", description=HELP, args=rest or ["--help"])
     elif rest[:1] == ["run"]:
-        _run(tyro.cli(RunConfig, args=rest[1:], default=read_config(known.config), prog="jaxprobe run"))
+        default = {} if known.config is None else {"default": read_config(known.config)}
+        _run(tyro.cli(RunConfig, args=rest[1:], **default, prog="jaxprobe run"), known.processes)
     else:
-        raise InputError("--config belongs to the command run: jaxprobe run --config FILE.")
+        raise InputError("--config and --processes belong to the command run: jaxprobe run --config FILE.")
 
 
-def _run(settings: RunConfig) -> None:
+def _run(settings: RunConfig, processes: str | None = None) -> None:
+    from jaxprobe.distributed import is_main, job
     from jaxprobe.run import run as run_settings
 
-    _output().run(run_settings(settings, _say, console_progress(log)))
+    with job(processes, errors.print):
+        log.quiet |= not is_main()
+        directory = run_settings(settings, _say, console_progress(log))
+        if is_main():
+            _output().run(directory)
+
+
+def _end_job(code: int, lines: Sequence[str], error: BaseException) -> None:
+    """Where this is one of several processes: ends all of them, itself too."""
+    distributed = sys.modules.get("jaxprobe.distributed")  # not imported yet: there is no job
+    if distributed:
+        distributed.end(code, lines, errors.print, agreed=isinstance(error, distributed.AgreedError))
 
 
 def _say(line: str) -> None:

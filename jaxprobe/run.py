@@ -11,9 +11,10 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxprobe.config import RunConfig, default_folder, fingerprint, to_json, versions
-from jaxprobe.data.catalog import load_table
+from jaxprobe.data.catalog import load_run_table
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.tokens import show_tokens, token_notes
+from jaxprobe.distributed import agreed, check_alike, exchange, is_main
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
 from jaxprobe.experiments.layers import LayerProbes, entity_frame, fit_probes, prediction_frame
@@ -73,36 +74,48 @@ def run(config: RunConfig, say: Say = lambda line: None, progress: Progress | No
     """
     progress = progress or default_progress()
     started = time.perf_counter()
-    prepared = prepare(config, say)
-    directory = prepared.directory
-    if directory.is_complete and not config.repair:
+    with agreed():
+        prepared = prepare(config, say)
+    return finish(prepared, say, progress, started)
+
+
+def finish(
+    prepared: Prepared, say: Say, progress: Progress, started: float, model: LanguageModel | None = None
+) -> RunDirectory:
+    """Does what is left of a run after its checks, and returns its folder.
+
+    Args:
+      started: when it began (``time.perf_counter``), for its total.
+      model: the run's model where it is read already, for several runs of one; it is then kept for the next.
+    """
+    config, directory = prepared.config, prepared.directory
+    facts = exchange([prepared.document["fingerprint"], directory.is_complete and not config.repair])
+    check_alike([fingerprint for fingerprint, _ in facts])
+    if facts[0][1]:
         say(f"{directory.path} is finished: nothing to do. Report: {directory.report_path}")
         return directory
+    before = dict(progress.seconds)  # of an earlier run
     probe = _probe_stored if config.store else _probe_streamed
-    probes, controlled = probe(prepared, say, progress)
-    seconds = {name: round(value, 2) for name, value in progress.seconds.items()}
+    probes, controlled = probe(prepared, say, progress, model)
+    seconds = {name: round(value - before.get(name, 0), 2) for name, value in progress.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
-    write_results(prepared, probes, controlled, seconds)
+    if is_main():
+        write_results(prepared, probes, controlled, seconds)
     say(f"Report: {directory.report_path}")
     return directory
 
 
-def prepare(config: RunConfig, say: Say) -> Prepared:
-    """Checks all that can be checked without reading the weights, says what will be done, and claims the folder."""
+def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Prepared:
+    """Checks all that can be checked without reading the weights, says what will be done, and claims the folder.
+
+    ``files`` are those of the settings' model where it is open already, for several runs of one.
+    """
     config = replace(config, out=config.out or default_folder(config))
-    table = load_table(
-        config.dataset,
-        text=config.text,
-        target=config.target,
-        split=config.split,
-        group=config.group,
-        data_dir=config.data_dir,
-        limit=config.limit,
-        seed=config.seed,
-    )
+    table = load_run_table(config)
     dtype = choose_dtype(config.dtype)
     last = None if config.final_norm or not config.layers else max(config.layers)
-    files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
+    if files is None:
+        files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
     mesh, mesh_reason = place(files.config, config.mesh, dtype)
     files = fit_mesh(files, mesh, config.replicate_kv)
     extraction = plan_extraction(
@@ -116,6 +129,8 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     )
     passes, folds = (extraction,), {}
     if not config.store:
+        if config.unit_vectors:
+            raise InputError("--unit-vectors needs stored states: training scores from sums are of what is fitted.")
         folds = make_folds(table, config.fold_group, config.seed)
         parts = np.flatnonzero(~table.is_test), np.flatnonzero(table.is_test)
         passes = tuple(split_extraction(extraction, parts, mesh))
@@ -132,15 +147,16 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     settings = to_json(config)
     document = {"settings": settings, "versions": versions(), "fingerprint": fingerprint(settings, inputs)}
     directory = RunDirectory(config.out)
-    directory.check_owner(document)
+    if is_main():
+        directory.check_owner(document)
     memory = memory_needed(passes, files.config, mesh, dtype, moments)
     prepared = Prepared(
         config, table, files, mesh, mesh_reason, dtype, extraction, passes, folds, memory, directory, document
     )
-    for line in describe(prepared):
+    for line in describe(prepared) if is_main() else ():
         say(line)
     _check_room(prepared)
-    if not directory.config_path.exists():
+    if is_main() and not directory.config_path.exists():
         directory.write_config(document)
     return prepared
 
@@ -151,7 +167,7 @@ def _check_room(prepared: Prepared) -> None:
     if directory.is_complete or (prepared.config.store and directory.activations_path.exists()):
         return
     check_memory(prepared.memory, prepared.mesh)
-    if prepared.config.store:
+    if prepared.config.store and is_main():
         rows, shards = len(prepared.table), len(extraction.plan.shards)
         size = size_on_disk(rows, len(extraction.states), extraction.width, prepared.dtype, shards)
         check_space(directory.path, size)
@@ -173,7 +189,7 @@ def describe(prepared: Prepared) -> list[str]:
     if prepared.config.model == DEMO_MODEL:
         lines.append(f"The demo model is {DEMO_DESCRIPTION}.")
     lines += [
-        f"Prompt {extraction.prompt.name}: {extraction.prompt.template!r}.",
+        f"Prompt {extraction.prompt.name}: {extraction.prompt.wording!r}.",
         *token_notes(model.tokenizer, extraction.tokens),
     ]
     if prepared.config.show_tokens:
@@ -216,20 +232,26 @@ def chosen_by(prepared: Prepared) -> str:
     return f"{len(prepared.folds)}-fold cross-validation"
 
 
-def _probe_stored(prepared: Prepared, say: Say, progress: Progress) -> tuple[LayerProbes, pd.DataFrame]:
-    """Probes from the stored states, and the headline layer's controls."""
-    activations = _activations(prepared, say, progress)
+def _probe_stored(
+    prepared: Prepared, say: Say, progress: Progress, model: LanguageModel | None
+) -> tuple[LayerProbes, pd.DataFrame | None]:
+    """Probes from the stored states, and (of several processes only the first) the headline layer's controls."""
+    activations = _activations(prepared, say, progress, model)
     options = {"seed": prepared.config.seed} | _names(prepared)
     probes = fit_probes(activations, prepared.table, progress=progress, **options)
+    if not is_main():
+        return probes, None
     with progress.task("controls", 1, "layer") as advance:
         controlled = controls.run(activations, prepared.table, probes.headline, **options)
         advance(1)
     return probes, controlled
 
 
-def _probe_streamed(prepared: Prepared, say: Say, progress: Progress) -> tuple[LayerProbes, None]:
+def _probe_streamed(
+    prepared: Prepared, say: Say, progress: Progress, model: LanguageModel | None
+) -> tuple[LayerProbes, None]:
     """Probes from sums over rows; no controls, which need rows."""
-    model = _load(prepared, progress)
+    model = model or load(prepared, progress)
     options = {"seed": prepared.config.seed, "progress": progress} | _names(prepared)
     return stream_probes(model, *prepared.passes, prepared.table, prepared.folds, **options), None
 
@@ -238,11 +260,12 @@ def _names(prepared: Prepared) -> dict[str, str]:
     return {"model": prepared.files.source.name, "prompt": prepared.extraction.prompt.name}
 
 
-def _load(prepared: Prepared, progress: Progress) -> LanguageModel:
+def load(prepared: Prepared, progress: Progress) -> LanguageModel:
+    """Reads the weights of a run's model."""
     return read_weights(prepared.files, prepared.mesh, prepared.dtype, progress)
 
 
-def _activations(prepared: Prepared, say: Say, progress: Progress):
+def _activations(prepared: Prepared, say: Say, progress: Progress, model: LanguageModel | None):
     """The stored states; computes what is missing of them. The weights are released before probes are fitted."""
     path = prepared.directory.activations_path
     store = open_store(path, prepared.files, prepared.extraction, prepared.dtype, repair=prepared.config.repair)
@@ -256,7 +279,7 @@ def _activations(prepared: Prepared, say: Say, progress: Progress):
             if len(store.missing) < total:
                 say(f"Going on: {total - len(store.missing)} of {total} shards are stored already in {path}.")
             check_memory(prepared.memory, prepared.mesh)
-            fill_store(store, _load(prepared, progress), prepared.extraction, progress)
+            fill_store(store, model or load(prepared, progress), prepared.extraction, progress)
     return open_activations(path)
 
 
@@ -279,6 +302,7 @@ def write_results(
             "states": ",".join(probes.states),
             "targets": ",".join(table.target_names),
             "units": ",".join(table.units),
+            "fitted": "unit_vectors" if table.unit_vectors else "targets",
             "headline_layer": probes.headline,
         },
     )
@@ -292,7 +316,7 @@ def write_results(
         "chosen_by": chosen_by(prepared),
         "model": prepared.files.source.name,
         "model_description": DEMO_DESCRIPTION if prepared.config.model == DEMO_MODEL else "",
-        "prompt": prepared.extraction.prompt.template,
+        "prompt": prepared.extraction.prompt.wording,
         "dtype": prepared.dtype,
         "devices": f"{prepared.mesh.size} x {jax.devices()[0].device_kind}",
         "units": dict(zip(table.target_names, table.units, strict=True)),

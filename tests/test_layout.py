@@ -9,7 +9,7 @@ PACKAGE = Path(jaxprobe.__file__).parent
 # A module may import from earlier ranks; equal ranks are siblings and never import each other (a folder is one module).
 RANKS = [
     {"errors"},
-    {"files", "display"},
+    {"files", "display", "distributed"},
     {"config", "mesh", "progress", "rundir", "moments"},
     {"data", "models", "probes"},
     {"extract"},

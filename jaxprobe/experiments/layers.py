@@ -1,17 +1,22 @@
 """At which layers can the targets be read, and how well? A ridge probe on every state."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
+from jaxprobe.display import html_table, scores_in_words
+from jaxprobe.distributed import gather_rows, share
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.probe import fitted_targets, in_target_units
 from jaxprobe.experiments.tables import tidy_scores
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
 from jaxprobe.probes.ridge import RidgeFit, fit_states, predict_layer
-from jaxprobe.progress import NoProgress, Progress
+from jaxprobe.progress import Progress, default_progress
 
 
 class LayerProbes(NamedTuple):
@@ -33,6 +38,14 @@ class LayerProbes(NamedTuple):
     scores: pd.DataFrame
     test_predictions: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"LayerProbes({len(self.states)} states; by {self.criterion} on the training rows: {self.headline})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: test scores by layer."""
+        heads, rows, marked = scores_in_words(self.scores, self.headline)
+        return html_table(heads, rows, f"Test scores. *: chosen by {self.criterion} on the training rows.", marked)
+
 
 def fit_probes(
     activations: Mapping[str, np.ndarray],
@@ -44,6 +57,8 @@ def fit_probes(
     progress: Progress | None = None,
 ) -> LayerProbes:
     """Fits a ridge probe on each state's training rows and scores it on both splits.
+
+    Of several processes each solves some of the states, and all return the same.
 
     Args:
       activations: state -> [N, D], in the table's row order.
@@ -63,13 +78,17 @@ def fit_probes(
         found = f"{len(activations[states[0]])} rows" if states else "no states"
         raise InputError(f"The activations have {found}; the table has {len(table)} rows. Extract this table.")
     train = ~table.is_test
-    progress = progress or NoProgress()
+    progress = progress or default_progress()
+    here = share(len(states))
+    join = functools.partial(gather_rows, rows=here)
     with progress.task("fit", len(states), "states") as advance:
-        fit = fit_states(_Counted(activations, advance), train, table.targets[train])
+        mine = _Counted(activations, [states[layer] for layer in here], advance)
+        fit = fit_states(mine, train, fitted_targets(table)[train], join=join)
     with progress.task("score", len(states), "states") as advance:
-        predictions = np.stack(
-            [predict_layer(fit, layer, state) for layer, state in enumerate(_Counted(activations, advance).values())]
-        )
+        mine = _Counted(activations, [states[layer] for layer in here], advance)
+        states_read = zip(here, mine.values(), strict=True)
+        predicted = [in_target_units(table, predict_layer(fit, layer, x)) for layer, x in states_read]
+        predictions = join({"predictions": np.stack(predicted)})["predictions"]
         in_training = score(table.targets[train], predictions[:, train], places=table.is_place, replicates=0)
         return score_probes(
             table,
@@ -114,27 +133,27 @@ def score_probes(
     )
     if len(set(table.units)) > 1:  # a mean over errors in different units means nothing
         scores = scores[(scores["metric"] != "mae") | (scores["target"] != "mean")].reset_index(drop=True)
-    relative = (fit.loo_mse / table.targets[~table.is_test].var(0)).mean(-1)
+    relative = (fit.loo_mse / fitted_targets(table)[~table.is_test].var(0)).mean(-1)
     headline = states[int(np.nanmin(relative, axis=1).argmin())]
     return LayerProbes(states, fit, criterion, headline, scores, test_predictions)
 
 
 class _Counted(Mapping):
-    """A mapping that reports each state that is read."""
+    """Some of the activations; reports each state that is read, and as many for every other process."""
 
-    def __init__(self, activations: Mapping[str, np.ndarray], advance):
-        self._activations, self._advance = activations, advance
+    def __init__(self, activations: Mapping[str, np.ndarray], states: Sequence[str], advance: Callable[[int], None]):
+        self._activations, self._states, self._advance = activations, states, advance
 
     def __getitem__(self, state: str) -> np.ndarray:
         values = self._activations[state]
-        self._advance(1)
+        self._advance(jax.process_count())
         return values
 
-    def __iter__(self):
-        return iter(self._activations)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states)
 
     def __len__(self) -> int:
-        return len(self._activations)
+        return len(self._states)
 
 
 def prediction_frame(table: EntityTable, probes: LayerProbes) -> pd.DataFrame:

@@ -1,21 +1,24 @@
 """Ridge probes of every state with no row kept: sums over the training rows, then predictions of the test rows."""
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
 
 from jaxprobe.data.entities import EntityTable
+from jaxprobe.distributed import gather_rows
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.layers import LayerProbes, score_probes
 from jaxprobe.extract.collect import Extraction, stream_moments, stream_states
+from jaxprobe.extract.forward import ShardStates
 from jaxprobe.extract.moments import MomentStream, moments_size
 from jaxprobe.models.load import LanguageModel
 from jaxprobe.probes.folds import total
 from jaxprobe.probes.metrics import Interval
 from jaxprobe.probes.moments import Moments, centre
 from jaxprobe.probes.ridge import RidgeFit, fit_moments, predict_layer
-from jaxprobe.progress import NoProgress, Progress
+from jaxprobe.progress import Progress, default_progress
 
 FOLDS = 5
 MAX_GROUPS = 32  # each takes a D x D matrix for every state
@@ -76,26 +79,45 @@ def stream_probes(
       folds: from ``make_folds``.
       model, prompt, seed: as in ``fit_probes``.
     """
-    progress = progress or NoProgress()
+    progress = progress or default_progress()
     stream = stream_moments(language_model, train, folds, table.targets, progress)
     with progress.task("fit", len(stream.states), "states") as advance:
-        fit = fit_moments(_StateMoments(stream, advance), criterion="k_fold")
-        r2 = _training_r2(fit, _StateMoments(stream, lambda count: None))
-    place = np.full(len(table), -1)
-    place[table.is_test] = np.arange(table.is_test.sum())
-    predictions = np.empty((len(stream.states), int(table.is_test.sum()), table.targets.shape[1]))
+        here = np.array([stream.states.index(state) for state in stream.states_here], np.int64)
+        join = functools.partial(gather_rows, rows=here)
+        fit = fit_moments(_StateMoments(stream, advance), criterion="k_fold", join=join)
+        r2 = join({"r2": _training_r2(fit.weights[here], _StateMoments(stream, lambda count: None))})["r2"]
+        none = np.full(r2.shape, np.nan)
     del stream  # its memory is free while the test rows run
-    for shard in stream_states(language_model, test, "predict", progress):
-        for layer, state in enumerate(shard.values):
-            predictions[layer, place[shard.rows]] = predict_layer(fit, layer, state)
+    predictions = _predict(fit, stream_states(language_model, test, "predict", progress), table)
     with progress.task("score", len(test.states), "states"):
         return score_probes(
-            table, test.states, fit, "k_fold", {"r2": r2}, predictions, model=model, prompt=prompt, seed=seed
+            table,
+            test.states,
+            fit,
+            "k_fold",
+            {"r2": Interval(r2, none, none)},
+            predictions,
+            model=model,
+            prompt=prompt,
+            seed=seed,
         )
 
 
+def _predict(fit: RidgeFit, shards: Iterable[ShardStates], table: EntityTable) -> np.ndarray:
+    """Predictions [L, N_test, C] of the test rows, of which each process sees some."""
+    place = np.full(len(table), -1)
+    place[table.is_test] = np.arange(table.is_test.sum())
+    rows, predictions = [np.empty(0, np.int64)], [np.empty((0, len(fit.weights), table.targets.shape[1]))]
+    for shard in shards:
+        if shard.index is not None:
+            rows.append(place[shard.rows])
+            predictions.append(np.stack([predict_layer(fit, i, x) for i, x in enumerate(shard.values)], axis=1))
+    joined = gather_rows({"predictions": np.concatenate(predictions)}, np.concatenate(rows))["predictions"]
+    return np.ascontiguousarray(joined.swapaxes(0, 1))
+
+
 class _StateMoments(Mapping[str, Moments]):
-    """Each state's moments, read from the devices when they are asked for."""
+    """The moments of each state of this process's devices, read when they are asked for."""
 
     def __init__(self, stream: MomentStream, advance: Callable[[int], None]):
         self._stream, self._advance = stream, advance
@@ -105,24 +127,23 @@ class _StateMoments(Mapping[str, Moments]):
         return Moments(**self._stream.moments(state))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stream.states)
+        return iter(self._stream.states_here)
 
     def __len__(self) -> int:
-        return len(self._stream.states)
+        return len(self._stream.states_here)
 
 
-def _training_r2(fit: RidgeFit, moments: Mapping[str, Moments]) -> Interval:
-    """R2 on the training rows, [L, C + 1] with the mean over targets last.
+def _training_r2(every_weights: np.ndarray, moments: Mapping[str, Moments]) -> np.ndarray:
+    """R2 on the training rows, [L, C + 1] with the mean over targets last, for weights [L, D, C].
 
     The residual's sum of squares is y'y - 2 w'x'y + w'x'x w, all about the means.
     """
     values = []
-    for weights, of_folds in zip(fit.weights, moments.values(), strict=True):
+    for weights, of_folds in zip(every_weights, moments.values(), strict=True):
         with jax.enable_x64(True):
             sums = jax.tree.map(np.asarray, centre(total(of_folds)))
         residual = sums.y_squares - 2 * (weights * sums.cross).sum(0) + (weights * (sums.gram @ weights)).sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
             r2 = np.where(sums.y_squares > 0, 1 - residual / sums.y_squares, np.nan)
         values.append([*r2, r2.mean()])
-    none = np.full(np.shape(values), np.nan)
-    return Interval(np.array(values), none, none)
+    return np.array(values).reshape(len(values), every_weights.shape[2] + 1)

@@ -215,7 +215,7 @@ class Activations(Mapping[str, np.ndarray]):
         spread over devices are each read once.
         """
         if sharding is None:
-            sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if isinstance(states, str):
             values = self[states]
             return jax.make_array_from_callback(self.shape, sharding, lambda index: values[index])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,18 +13,27 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.prompts import Prompt, find_prompt
 from jaxprobe.data.tokens import Tokens, tokenize
 from jaxprobe.extract.activations import open_activations
-from jaxprobe.extract.forward import ShardStates, bins_per_step, choose_states, devices_per_share, run_plan
+from jaxprobe.extract.forward import (
+    ShardStates,
+    bins_per_step,
+    choose_states,
+    compile_plan,
+    devices_per_share,
+    run_plan,
+)
 from jaxprobe.extract.moments import MomentStream
-from jaxprobe.extract.store import ActivationStore
-from jaxprobe.extract.trie import Plan, plan_bins, with_one_width
+from jaxprobe.extract.shares import devices_by_share, find_shares
+from jaxprobe.extract.store import ActivationStore, open_together
+from jaxprobe.extract.trie import Plan, batch_shapes, plan_bins, with_one_width
 from jaxprobe.models.checkpoint import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
-from jaxprobe.progress import NoProgress, Progress
+from jaxprobe.progress import Progress, default_progress
 
 
 class Extraction(NamedTuple):
     """What will be run for one table and prompt; made before any weights are read."""
 
+    texts: tuple[str, ...]
     prompt: Prompt
     tokens: Tokens
     plan: Plan
@@ -61,7 +71,7 @@ def plan_extraction(
     states = choose_states(files.config, files.complete, layers, final_norm)
     tokens = tokenize(files.tokenizer, table.texts, prompt, max_length=files.config.context, seed=seed)
     plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh))
-    return Extraction(prompt, tokens, plan, states, files.config.width)
+    return Extraction(table.texts, prompt, tokens, plan, states, files.config.width)
 
 
 def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: Mesh) -> list[Extraction]:
@@ -100,35 +110,45 @@ def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, 
 def open_store(
     path: str | PathLike, files: ModelFiles, extraction: Extraction, dtype: str, *, repair: bool = False
 ) -> ActivationStore:
-    """The store for this extraction: new, or going on where one ended. Raises InputError as `ActivationStore.open`."""
+    """The store for this extraction: new, or going on where one ended. All processes of a job open it together.
+
+    Raises InputError as `ActivationStore.open`, and where the processes don't see the same folder.
+    """
     rows = [shard.rows for shard in extraction.plan.shards]
     settings = extraction_settings(files, extraction)
     source = {"model": files.source.name, "revision": files.source.revision}
-    return ActivationStore.open(
-        path, settings, rows, extraction.states, extraction.width, dtype, source=source, repair=repair
-    )
+    return open_together(path, settings, rows, extraction.states, extraction.width, dtype, source=source, repair=repair)
 
 
 def fill_store(
     store: ActivationStore, model: LanguageModel, extraction: Extraction, progress: Progress | None = None
 ) -> None:
-    """Computes the shards that the store lacks and writes each as it is complete."""
-    missing = store.missing
-    shards = extraction.plan.shards
-    total = sum(len(shards[index].rows) for index in missing)
-    with (progress or NoProgress()).task("extract", total, "entities") as advance:
-        for shard in run_plan(model, extraction.plan, extraction.states, missing, advance):
+    """Computes the shards that the store lacks; each is written as it is complete, by the process that computed it.
+
+    Returns when all of them are on disk, those of other processes too.
+    """
+    shares = find_shares(model.mesh)
+    for shard in stream_states(model, extraction, "extract", progress, store.missing):
+        if shard.index is not None and shares.writes(shard.index):
             store.write(shard.index, shard.states)
-        store.wait()
+    store.wait_for_all()
 
 
 def stream_states(
-    model: LanguageModel, extraction: Extraction, task: str, progress: Progress | None = None
+    model: LanguageModel,
+    extraction: Extraction,
+    task: str,
+    progress: Progress | None = None,
+    shards: Sequence[int] | None = None,
 ) -> Iterator[ShardStates]:
-    """Computes every shard and hands it out; nothing is kept. ``task`` is what the progress calls it."""
-    total = sum(len(shard.rows) for shard in extraction.plan.shards)
-    with (progress or NoProgress()).task(task, total, "entities") as advance:
-        yield from run_plan(model, extraction.plan, extraction.states, advance=advance)
+    """Computes shards (default: all) and hands out this process's; nothing is kept. ``task`` is for the progress."""
+    plan, progress = extraction.plan, progress or default_progress()
+    shards = range(len(plan.shards)) if shards is None else shards
+    count = len(batch_shapes(plan))
+    with progress.task("compile", count, "program" if count == 1 else "programs") as advance:
+        compile_plan(model, plan, extraction.states, advance)
+    with progress.task(task, sum(len(plan.shards[index].rows) for index in shards), "entities") as advance:
+        yield from run_plan(model, plan, extraction.states, shards, advance, extraction.texts)
 
 
 def stream_moments(
@@ -145,10 +165,10 @@ def stream_moments(
       targets: [N, C] of all table rows.
     """
     rows = [shard.rows for shard in extraction.plan.shards]
-    devices = list(model.mesh.devices.flat)
+    devices = devices_by_share(model.mesh)
     stream = MomentStream(extraction.states, extraction.width, rows, segments, targets, devices)
     for shard in stream_states(model, extraction, "extract", progress):
-        stream.add(shard.index, shard.values)
+        stream.add_wave(shard.wave, shard.values)
     return stream
 
 
@@ -181,6 +201,8 @@ def extract_states(
     Raises:
       InputError: input that can't be used (before anything is compiled), or a state that is not finite.
     """
+    if store is None and jax.process_count() > 1:
+        raise InputError("Each of several processes would have some rows only. Name a store, a folder that all share.")
     extraction = plan_extraction(
         model.files, table, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, seed=seed
     )
@@ -190,8 +212,7 @@ def extract_states(
                 fill_store(opened, model, extraction, progress)
         return open_activations(store)
     found = {state: np.empty((len(table), extraction.width), DTYPES[model.dtype]) for state in extraction.states}
-    with (progress or NoProgress()).task("extract", len(table), "entities") as advance:
-        for shard in run_plan(model, extraction.plan, extraction.states, advance=advance):
-            for state, values in shard.states.items():
-                found[state][shard.rows] = values
+    for shard in stream_states(model, extraction, "extract", progress):
+        for state, values in shard.states.items():
+            found[state][shard.rows] = values
     return found

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxprobe.errors import InputError
+from jaxprobe.extract.shares import Shares, find_shares, put_alike, put_bins, share_count, steps, take_rows, waves
 from jaxprobe.extract.trie import Batch, Plan
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
@@ -27,22 +28,23 @@ STEPS_IN_FLIGHT = 2
 
 
 class ShardStates(NamedTuple):
-    """The hidden states of one shard's entities."""
+    """The hidden states of one shard's entities: this process's part of a wave (see shares.py)."""
 
-    index: int
+    wave: tuple[int, ...]  # the shards that all processes computed side by side
+    index: int | None  # this one's; None (and no rows) where only others have a shard
     rows: np.ndarray  # [E] table rows
     values: np.ndarray  # [L, E, D]
     states: dict[str, np.ndarray]  # state -> [E, D], its part of ``values``
 
 
 def bins_per_step(mesh: Mesh) -> int:
-    """The most bins of one step."""
+    """The most bins of one process's share of a step: so many for each of its devices along the bin axis."""
     return BINS_PER_DEVICE[mesh.devices.flat[0].platform] * devices_per_share(mesh)
 
 
 def devices_per_share(mesh: Mesh) -> int:
-    """Devices along the bin axis that a step is cut over."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    """Devices along the bin axis that one process's share of a step is cut over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] // share_count(mesh)
 
 
 def choose_states(
@@ -66,38 +68,65 @@ def choose_states(
     return ("embed", *map(str, wanted), *(("final_norm",) if final_norm else ()))
 
 
+def compile_plan(
+    model: LanguageModel, plan: Plan, states: tuple[str, ...], advance: Callable[[int], None] = lambda count: None
+) -> None:
+    """Compiles the step for each shape that the plan's batches have; `run_plan` then finds it compiled."""
+    step = compiled_step(model.config, states, model.mesh, model.dtype)
+    root = _run_root(model, plan.root)
+    shapes = {batch.tokens.shape: batch for shard in plan.shards for batch in shard.batches}
+    for batch in shapes.values():
+        step.lower(model.weights, _put(batch, model.mesh), root).compile()
+        advance(1)
+
+
 def run_plan(
     model: LanguageModel,
     plan: Plan,
     states: tuple[str, ...],
     shards: Iterable[int] | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    texts: Sequence[str] | None = None,
 ) -> Iterator[ShardStates]:
     """Computes shards in order (default: all), each complete before it is handed out.
 
-    ``advance`` is told how many entities each step completed. The next steps run on the devices while the host
-    copies the last one's rows. States have the model's dtype.
+    Of several processes each takes shards of its own, and all go through the same number of steps and of results.
+    ``advance`` is told how many entities each step completed, of all processes. The next steps run on the devices
+    while the host copies the last one's rows. States have the model's dtype.
 
     Raises:
-      InputError: a state that is not finite; names the entity's row and the state.
+      InputError: a state that is not finite; names the entity's row, its text out of ``texts`` [N], and the state.
     """
     step = compiled_step(model.config, states, model.mesh, model.dtype)
-    put = functools.partial(_put, mesh=model.mesh)
     root = _run_root(model, plan.root)
+    shares = find_shares(model.mesh)
     dtype = np.dtype(DTYPES[model.dtype])
-    for index in range(len(plan.shards)) if shards is None else shards:
-        shard = plan.shards[index]
-        buffer = np.empty((len(states), len(shard.rows), model.config.width), dtype)
-        started = ((batch, step(model.weights, put(batch), root)) for batch in shard.batches)
-        for batch, parts in _in_flight(started, STEPS_IN_FLIGHT):
-            # [states, B, W, D] in parts -> this batch's entities, one row each
-            first = 0
-            for part in map(np.asarray, parts):
-                buffer[first : first + len(part), batch.entities] = part[:, batch.bins, batch.columns]
-                first += len(part)
-            advance(len(batch.bins))
-        _check_finite(buffer, states, shard.rows)
-        yield ShardStates(index, shard.rows, buffer, dict(zip(states, buffer, strict=True)))
+    for wave in waves(range(len(plan.shards)) if shards is None else tuple(shards), shares.count):
+        index = wave[shares.index] if shares.index < len(wave) else None
+        rows = np.empty(0, np.int64) if index is None else plan.shards[index].rows
+        buffer = np.empty((len(states), len(rows), model.config.width), dtype)
+        side_by_side = steps([plan.shards[shard] for shard in wave], shares.count)
+        started = ((row, step(model.weights, _put(_own(row, shares), model.mesh), root)) for row in side_by_side)
+        for row, parts in _in_flight(started, STEPS_IN_FLIGHT):
+            _copy(parts, row[shares.index], buffer)
+            advance(sum(len(batch.bins) for batch in row if batch is not None))
+        _check_finite(buffer, states, rows, texts)
+        yield ShardStates(wave, index, rows, buffer, dict(zip(states, buffer, strict=True)))
+
+
+def _own(row: tuple[Batch | None, ...], shares: Shares) -> Batch:
+    """This share's batch of a step; where it has none any other's, whose results are left alone."""
+    own = row[shares.index]
+    return own if own is not None else next(batch for batch in row if batch is not None)
+
+
+def _copy(parts: list[jax.Array], batch: Batch | None, buffer: np.ndarray) -> None:
+    """[states, B, W, D] in parts -> this batch's entities, one row each; without a batch nothing."""
+    first = 0
+    for part in map(take_rows, parts):
+        if batch is not None:
+            buffer[first : first + len(part), batch.entities] = part[:, batch.bins, batch.columns]
+        first += len(part)
 
 
 def _in_flight(started: Iterator, count: int) -> Iterator:
@@ -113,7 +142,7 @@ def _in_flight(started: Iterator, count: int) -> Iterator:
 def _put(batch: Batch, mesh: Mesh) -> Bins:
     wanted = np.pad(batch.wanted, ((0, 0), (0, -batch.wanted.shape[1] % mesh.shape["model"])))
     fields = Bins(batch.tokens, batch.positions, batch.ends, wanted)
-    return jax.device_put(fields, NamedSharding(mesh, spec("BT")))
+    return put_bins(fields, mesh)
 
 
 @functools.lru_cache(maxsize=4)
@@ -148,7 +177,7 @@ def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
     # A chain: the subtree of every slot reaches to the end.
     nothing = np.zeros((copies, model.mesh.shape["model"]), np.int32)
     batch = Bins(padded, index, np.full_like(padded, slots), nothing)
-    batch = jax.device_put(batch, NamedSharding(model.mesh, spec("BT")))
+    batch = put_alike(batch, NamedSharding(model.mesh, spec("BT")))
     keys, values = _compiled_root(model.config, model.mesh)(model.weights, batch)
     return Root(keys, values, jnp.int32(len(tokens)))
 
@@ -177,12 +206,13 @@ def _sums_in_blocks(mesh: Mesh, weights: Llama) -> bool:
     return on_cpu and whole and weights.blocks.down[...].dtype == jnp.float32
 
 
-def _check_finite(buffer: np.ndarray, states: tuple[str, ...], rows: np.ndarray) -> None:
+def _check_finite(buffer: np.ndarray, states: tuple[str, ...], rows: np.ndarray, texts: Sequence[str] | None) -> None:
     # One sum a row finds a NaN or an infinity without a copy of the buffer's size.
     finite = np.isfinite(buffer.sum(-1, dtype=np.float32))
     if not finite.all():
         state, entity = np.argwhere(~finite)[0]
+        name = "" if texts is None else f" ({texts[rows[entity]]!r})"
         raise InputError(
-            f"State {states[state]!r} of table row {rows[entity]} is not finite ({(~finite).sum()} such rows). "
+            f"State {states[state]!r} of table row {rows[entity]}{name} is not finite ({(~finite).sum()} such rows). "
             "The weights hold a NaN or an infinity, or the dtype overflows: try --dtype float32."
         )

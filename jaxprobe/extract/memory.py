@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import Extraction
 from jaxprobe.extract.forward import STEPS_IN_FLIGHT
+from jaxprobe.extract.shares import share_count
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.load import DTYPES
 
@@ -41,9 +42,9 @@ def memory_needed(
         for shard in extraction.plan.shards:
             shards = max(shards, SHARDS_IN_MEMORY * len(shard.rows) * row)
             steps = max(steps, (STEPS_IN_FLIGHT + 1) * shard.batches[0].wanted.size * row)
-    device = weights + moments + steps // mesh.size
+    device = weights + moments + steps * share_count(mesh) // mesh.size
     if mesh.devices.flat[0].platform == "cpu":
-        return Memory(shards + device * mesh.size, 0)
+        return Memory(shards + device * len(mesh.local_devices), 0)
     return Memory(shards, device)
 
 

@@ -54,7 +54,7 @@ class MomentStream:
         shard_rows: Sequence[Int[np.ndarray, " n"]],
         segments: Mapping[str, Int[np.ndarray, " m"]],
         y: Float64[np.ndarray, "N C"],
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | np.ndarray | None = None,
     ):
         """Makes room for the sums.
 
@@ -63,7 +63,7 @@ class MomentStream:
           shard_rows: table rows of every shard, as the plan has them.
           segments: name -> table rows. They may overlap; a row in none of them is not used.
           y: targets of all table rows, in their own unit; not looked at in rows of no segment.
-          devices: which share the states; default: all.
+          devices: which share the states; default: all. [n, shares] where processes compute shards side by side.
         """
         self.states = tuple(states)
         self.segments = tuple(segments)
@@ -71,7 +71,10 @@ class MomentStream:
         self._rows = shard_rows
         self._targets = y.shape[1]
         self._members = members(shard_rows, list(segments.values()))
-        self._mesh, self._layers = layers_on(jax.devices() if devices is None else devices, len(self.states))
+        grid = np.asarray(jax.devices() if devices is None else devices)
+        grid = grid if grid.ndim == 2 else grid[:, None]
+        self._mesh, self._layers = layers_on(list(grid.flat), len(self.states))
+        self._by_share = Mesh(grid, ("device", "share"), axis_types=(AxisType.Auto,) * 2)
         self._sharding = NamedSharding(self._mesh, P("layer"))
         shape = (self._layers, len(segments), 2, width, sum_columns(width, y.shape[1]))
         self._sums = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=self._sharding)()
@@ -87,7 +90,23 @@ class MomentStream:
             raise ValueError(
                 f"shard {shard} is {x.shape}, not {len(self.states)} states of {len(self._rows[shard])} rows"
             )
-        x = self._spread(x)
+        self._add(shard, self._spread(x))
+
+    def add_wave(self, wave: Sequence[int], x: Float[np.ndarray, "L n D"]) -> None:
+        """Adds the shards that several processes computed side by side; all of them call it.
+
+        Args:
+          wave: the shards, one for each share; the last shares may have none.
+          x: the states of this process's shard, [L, 0, D] where it has none.
+        """
+        if self._by_share.shape["share"] == 1:
+            self.add(wave[0], x)
+            return
+        every = self._exchange(x)
+        for place, shard in enumerate(wave):
+            self._add(shard, _pick(self._sharding)(every, place))
+
+    def _add(self, shard: int, x: Array) -> None:
         if self._shift is None:
             self._shift = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32), axis=1))(x)
         y = np.zeros((x.shape[1], self._targets), np.float32)
@@ -105,8 +124,8 @@ class MomentStream:
             raise ValueError("no shard was added")
         layer = self.states.index(state)
         # Exact: a float64 holds the sum of two float32 of which one is the other's rounding error.
-        sums = np.asarray(self._sums[layer]).sum(axis=1, dtype=np.float64)
-        shift = np.asarray(self._shift[layer], np.float64)
+        sums = _one_layer(self._sums, layer).sum(axis=1, dtype=np.float64)
+        shift = _one_layer(self._shift, layer).astype(np.float64)
         width, ones = len(shift), len(shift) + self._targets
         return self._y.moments() | {
             "x_shift": np.broadcast_to(shift, (len(self.segments), width)),
@@ -114,6 +133,26 @@ class MomentStream:
             "xx": sums[:, :, :width],
             "xy": sums[:, :, width:ones],
         }
+
+    @property
+    def states_here(self) -> list[str]:
+        """The states whose sums are on devices of this process; all of them where it is alone."""
+        here = [piece.index[0].indices(self._layers)[:2] for piece in self._sums.addressable_shards]
+        return [state for i, state in enumerate(self.states) if any(first <= i < end for first, end in here)]
+
+    def _exchange(self, x: np.ndarray) -> Array:
+        """Every share's shard [shares, L, n, D]: from the process with its rows to the devices with the states."""
+        shares, each = self._by_share.shape["share"], self._layers // self._by_share.shape["device"]
+        shape = (shares, self._layers, max(map(len, self._rows)), x.shape[2])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            here = x[index[1]]
+            full = np.zeros((1, each, *shape[2:]), x.dtype)
+            full[0, : len(here), : here.shape[1]] = here
+            return full
+
+        sent = jax.make_array_from_callback(shape, NamedSharding(self._by_share, P("share", "device")), part)
+        return _received(NamedSharding(self._by_share, P(None, ("device", "share"))))(sent)
 
     def _spread(self, x: np.ndarray | Array) -> Array:
         """States to their devices; filled up with zeros to one shape for all shards and as many states for each."""
@@ -131,6 +170,25 @@ class MomentStream:
             return full
 
         return jax.make_array_from_callback(shape, self._sharding, part)
+
+
+def _one_layer(array: Array, layer: int) -> np.ndarray:
+    """array[layer] on the host, of an array whose layers are spread over the devices of several processes."""
+    for piece in array.addressable_shards:
+        first, end, _ = piece.index[0].indices(len(array))
+        if first <= layer < end:
+            return np.asarray(piece.data[layer - first])
+    raise ValueError(f"layer {layer} is with another process")
+
+
+@functools.lru_cache(maxsize=4)
+def _received(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=4)
+def _pick(sharding: NamedSharding):
+    return jax.jit(lambda every, place: every[place], out_shardings=sharding)
 
 
 def layers_on(devices: Sequence[jax.Device], states: int) -> tuple[Mesh, int]:

@@ -8,9 +8,12 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
+import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +23,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.multihost import multihost as orbax_processes
+from orbax.checkpoint.experimental.v1._src.synchronization import multihost as orbax_v1_processes
 
+from jaxprobe.distributed import agreed, exchange, is_main
 from jaxprobe.errors import InputError
 from jaxprobe.extract.activations import (
     CHECKPOINTABLE,
@@ -45,6 +52,7 @@ except ImportError:  # Windows
 
 DTYPES = ("float32", "bfloat16")
 LOCK = "writer.lock"
+SHARED_SECONDS, SEEN_SECONDS = 10, 60  # how long a network file system may take to show a new file, or a new shard
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax leaves behind when its process dies
 # Bytes of Orbax's own files; they vary with the order in which it wrote. Measured for 3 to 31 states.
 _BYTES_PER_SHARD, _BYTES_PER_LEAF = 3_000, 1_000
@@ -98,6 +106,8 @@ class ActivationStore:
         # Hidden states hardly compress (8 %, in twice the time). A shard is handed over, so it needs no copy.
         self._options.array.saving.use_compression = False
         self._options.memory.deepcopy_host_arrays = False
+        if jax.process_count() > 1:
+            _save_alone(self._options)
 
     @classmethod
     def open(
@@ -198,6 +208,20 @@ class ActivationStore:
         self._in_flight = None
         self._missing.discard(shard)
 
+    def wait_for_all(self) -> None:
+        """Waits until every process of the job has written its shards and this one sees them all."""
+        self.wait()
+        exchange("written")
+        until = time.monotonic() + SEEN_SECONDS
+        while self._missing:
+            self._missing = {shard for shard in self._missing if not is_complete(self.path, shard)}
+            if self._missing and time.monotonic() > until:
+                raise InputError(
+                    f"{self.path} lacks shards {', '.join(map(str, sorted(self._missing)))} as process "
+                    f"{jax.process_index()} sees it, and another process wrote them. Use storage that all see alike."
+                )
+            time.sleep(0.1 if self._missing else 0)
+
     def close(self) -> None:
         """Waits for the shard in flight and lets other processes write."""
         try:
@@ -236,6 +260,73 @@ class ActivationStore:
             f"Shard {shard} could not be written to {self.path}: {reason}. {safe} of {self.manifest.shards} shards are "
             f"safe. {'Free some space' if full else 'Mend the cause'} and run the same command again; it goes on there."
         )
+
+
+def open_together(
+    path: str | PathLike, settings: Mapping[str, Any], rows: Sequence[np.ndarray], *shape: Any, **options: Any
+) -> ActivationStore:
+    """``ActivationStore.open`` by all processes of a job: the first one locks and prepares the folder, the others join.
+
+    Raises:
+      InputError: as ``open``, or the folder is not the same one for all processes.
+    """
+    if jax.process_count() == 1:
+        return ActivationStore.open(path, settings, rows, *shape, **options)
+    store, folder = None, Path(path).absolute()
+    try:
+        with agreed():
+            store = ActivationStore.open(path, settings, rows, *shape, **options) if is_main() else None
+        _check_shared(folder)
+        missing, dropped = exchange([store.missing, store.dropped] if store else None)[0]
+        if store is None:
+            manifest = _manifest(settings, rows, *shape, options.get("source") or {})
+            store = ActivationStore(folder, manifest, rows, None, tuple(dropped))
+        store._missing = set(missing)  # as process 0 sees it; a network file system may show others an older state
+        return store
+    except BaseException:
+        if store is not None:
+            store.close()
+        raise
+
+
+def _check_shared(path: Path) -> None:
+    """Refuses a folder that is another one for this process than for process 0, or that it can't write to."""
+    mine = path / f".process-{jax.process_index()}-{secrets.token_hex(8)}"
+    try:
+        with agreed():
+            try:
+                mine.touch()
+            except FileNotFoundError:  # not shared: said below
+                pass
+            except OSError as error:
+                raise InputError(
+                    f"{path} can't be written to on {socket.gethostname()}: {error.strerror}. Name another folder."
+                ) from error
+        first = path / exchange(mine.name)[0]
+        with agreed():
+            until = time.monotonic() + SHARED_SECONDS
+            while not first.exists():
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"{path} on {socket.gethostname()} is not the folder that process 0 writes to. Name one on "
+                        "storage that all processes share, or keep no states (--no-store)."
+                    )
+                time.sleep(0.1)
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _save_alone(options: ocp.Context) -> None:
+    """Lets Orbax save what this process has, and wait for no other: a shard is one process's own.
+
+    Its option ``active_processes`` reaches the barriers only. Saves by its version 1 (0.12.8) still compare paths with
+    all processes, exchange signals with them, and write NumPy arrays in process 0 only. So the functions by which it
+    asks for its place among processes have to say that there are no others.
+    """
+    options.multiprocessing.active_processes = {0}
+    for module in (orbax_processes, orbax_v1_processes):
+        module.process_count, module.process_index = (lambda: 1), (lambda: 0)
+    orbax_processes.is_jax_distributed_client_initialized = lambda: False
 
 
 @contextmanager

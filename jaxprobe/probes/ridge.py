@@ -12,7 +12,7 @@ states with a few huge dimensions. With N < 2 D, or a small x, everything is in 
 Source: Hastie, Tibshirani & Friedman (2009), section 7.10; equals scikit-learn's RidgeCV.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,6 +24,10 @@ from jaxprobe.errors import InputError
 from jaxprobe.probes import factors, solve
 from jaxprobe.probes.moments import Moments, product, shifted
 from jaxprobe.probes.spread import batches, gather, solving
+
+
+# Arrays of some layers -> the same arrays of all layers.
+Join = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class RidgeFit(NamedTuple):
@@ -125,6 +129,7 @@ def fit_states(
     dtype: str = "float32",
     solver: str | None = None,
     devices: Sequence[jax.Device] | None = None,
+    join: Join | None = None,
 ) -> RidgeFit:
     """``fit_ridge`` on a store's states, in the mapping's order: while one is solved the next one is read.
 
@@ -132,13 +137,14 @@ def fit_states(
       activations: state name -> [all rows, D].
       rows: the training rows, integer numbers or a boolean mask.
       y: [number of training rows, C]; ``groups`` too is of the training rows.
+      join: where other processes solve other states: makes arrays of all states from those of this process's.
     Other arguments, result and errors are those of ``fit_ridge``; L counts the states.
     """
     rows = np.asarray(rows)
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
     if not activations:
         raise InputError("There are no states to fit. Extract some first.")
-    options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices
+    options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices, join
     return _fit(list(activations), lambda name: gather(name, activations[name], rows), y, *options)
 
 
@@ -172,18 +178,20 @@ def fit_moments(
     *,
     alpha_per_target: bool = False,
     criterion: str = "generalised",
+    join: Join | None = None,
 ) -> RidgeFit:
     """Ridge probes from moments alone, for states that were never kept; one state's moments are read at a time.
 
     Args:
       moments: state name -> Moments with the leading axis [K]: a fold each, all about one shift.
       criterion: "generalised", or "k_fold" over the K >= 2 folds.
+      join: as in ``fit_states``; it is given no arrays where ``moments`` is empty.
     Other arguments, result and errors are those of ``fit_states``.
     """
     problems = solve.check_options(alphas, "leave_one_out", None, None, "float64", None)
     if criterion not in ("generalised", "k_fold"):
         problems.append(f"moments cannot give {criterion!r}. Take generalised or k_fold, or keep the states.")
-    if not moments:
+    if not moments and join is None:
         problems.append("there are no states. Pass the moments of one or more.")
     if problems:
         raise InputError(*problems)
@@ -198,7 +206,7 @@ def fit_moments(
             solve.check_condition([name], solved[-1], "float64")
             y_means.append(y_mean)
             y_scales.append(y_scale)
-    return _in_target_units(solved, np.stack(y_means), np.stack(y_scales), "float64")
+    return _in_target_units(solved, y_means, y_scales, "float64", join)
 
 
 def _target_scale(name: str, m: Moments, criterion: str) -> tuple[np.ndarray, np.ndarray]:
@@ -223,7 +231,7 @@ def _over_scale(m: Moments, y_scale: np.ndarray) -> Moments:
     return m._replace(y_shift=y_shift, y_sum=y_sum, xy=m.xy / scale[None], yy=yy)
 
 
-def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices) -> RidgeFit:
+def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices, join=None) -> RidgeFit:
     """Batches of states, in bounded memory; see fit_ridge."""
     y = np.asarray(y, np.float64)
     problems = solve.check_targets(y) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
@@ -246,12 +254,24 @@ def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, sol
             leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice)
             solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))
             solve.check_condition(batch, solved[-1], factors.product_dtype(*x.shape[1:], dtype))
-    return _in_target_units(solved, y_mean[None], y_scale[None], dtype)
+    return _in_target_units(solved, [y_mean] * len(names), [y_scale] * len(names), dtype, join)
 
 
-def _in_target_units(batches: list[solve.Solved], y_mean: np.ndarray, y_scale: np.ndarray, dtype: str) -> RidgeFit:
-    """The layers of all batches, for targets of mean and deviation [1 or L, C]."""
-    solved = solve.Solved(*map(np.concatenate, zip(*batches, strict=True)))
+def _in_target_units(
+    batches: list[solve.Solved],
+    y_means: Sequence[np.ndarray],
+    y_scales: Sequence[np.ndarray],
+    dtype: str,
+    join: Join | None,
+) -> RidgeFit:
+    """The layers of all batches, and of all processes; the targets of each have a mean and a deviation [C]."""
+    leaves: Mapping[str, np.ndarray] = {}
+    if batches:
+        leaves = solve.Solved(*map(np.concatenate, zip(*batches, strict=True)))._asdict()
+        leaves |= {"y_mean": np.stack(y_means), "y_scale": np.stack(y_scales)}
+    leaves = dict(join(leaves) if join else leaves)
+    y_mean, y_scale = leaves.pop("y_mean"), leaves.pop("y_scale")
+    solved = solve.Solved(**leaves)
     weights, x_mean = (solved.weights * y_scale[:, None]).astype(dtype), solved.x_mean.astype(dtype)
     intercept = y_mean - np.einsum("ld,ldc->lc", x_mean, weights, dtype=np.float64)
     tried = ~np.isnan(solved.losses).all(axis=(0, 2))

@@ -82,7 +82,7 @@ def place(
     mesh = layer_mesh(devices)
     solver = "eigh" if grouped else solver
     if on_tpu(mesh) and (solver == "eigh" or dtype == "float64"):
-        mesh = layer_mesh(jax.devices("cpu")[:1])
+        mesh = layer_mesh(jax.local_devices(backend="cpu")[:1])
     if solver is None:
         solver = "cholesky" if on_tpu(mesh) else "eigh"
     return mesh, cholesky if solver == "cholesky" else factors

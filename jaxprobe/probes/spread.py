@@ -61,7 +61,7 @@ def on_tpu(mesh: Mesh) -> bool:
 
 def eigh_device() -> jax.Device | None:
     """Where one layer's float64 eigendecomposition runs: JAX's default device (None), or with TPUs the host."""
-    return jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
+    return jax.local_devices(backend="cpu")[0] if jax.default_backend() == "tpu" else None
 
 
 @cache
