@@ -51,7 +51,7 @@ def test_config_belongs_to_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", "--config", str(tmp_path / "config.json")])
     assert stop.value.code == 2
-    assert "--config belongs to the command run" in capsys.readouterr().err
+    assert "--config and --processes belong to the command run" in capsys.readouterr().err
 
 
 def test_exports_a_run(tmp_path, capsys):

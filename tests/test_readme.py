@@ -17,6 +17,9 @@ NOT_RUN = {
     "pip install": "tests/test_packaging.py installs",
     "jaxprobe paper": "needs the paper's tables, which are not in the repository",
     "jaxprobe plan": "needs one of them too, and libtpu",
+    "scripts/launch_local": "tests/test_processes.py runs it",
+    "sbatch": "needs a SLURM cluster",
+    "scripts/launch_tpu": "needs a Cloud TPU slice",
 }
 
 
