@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.engines import ENGINES
 from jaxprobe.files import replacing
+from jaxprobe.mesh import mesh_text
+from jaxprobe.progress import in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -124,6 +124,45 @@ def doctor(model: str = "demo", tokenizer: str | None = None) -> None:
 
     if not _output().checks(run_checks(model, tokenizer)):
         sys.exit(WRONG)
+
+
+@app.command(name="plan")
+def plan_run(
+    model: str,
+    topology: str,
+    dataset: str = "cities",
+    prompt: str = "empty",
+    mesh: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    tokenizer: str | None = None,
+    replicate_kv: bool = False,
+) -> None:
+    """What a run would take on TPUs or GPUs that are not here: memory, operations, traffic, time. Reads no weights.
+
+    Args:
+        model: llama-2-7b, -13b, -70b, llama-3.1-8b, -70b, -405b, a config.json, or what `jaxprobe run` takes.
+        topology: v5e:8x8, v5p:2x2x4, v6e:4x4 (compiled for them; needs the extra `tpu`), or h100:8 (counted).
+        dataset: A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file.
+        prompt: A named prompt of the table, or text with {} for the name.
+        mesh: data=2,fsdp=4,model=8; default: chosen from the model's size and the chips' memory.
+        dtype: Of the weights and the states.
+        limit: Use a seeded sample of this many rows.
+        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
+        tokenizer: Folder or hub name; default: the model's own, or where that is not at hand the demo model's.
+        replicate_kv: Keep copies of each key/value head where model has more devices than there are such heads.
+    """
+    # Nothing runs here, and JAX would look for a TPU as soon as libtpu is installed.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxprobe.plan.planning import plan
+
+    made = plan(
+        model, topology, dataset, prompt,
+        mesh=mesh, dtype=dtype, limit=limit, data_dir=data_dir, tokenizer=tokenizer, replicate_kv=replicate_kv,
+        say=_say,
+    )  # fmt: skip
+    _output().plan(made)
 
 
 @experiment.command

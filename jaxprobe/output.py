@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxprobe.display import scores_by_layer, scores_in_words
 from jaxprobe.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from jaxprobe.doctor import Check
+    from jaxprobe.plan.planning import RunPlan
 
 
 class Output:
@@ -63,6 +64,23 @@ class Output:
         for number, row in enumerate(rows):
             table.add_row(*map(escape, row), style="bold" if number == marked else None)
         self._console.print(table)
+
+    def plan(self, plan: "RunPlan") -> None:
+        """What a run would take: of each program, and of the whole."""
+        from jaxprobe.plan import words
+
+        if self.as_json:
+            return self._object(words.to_json(plan))
+        lines = Console(highlight=False, soft_wrap=True)
+        for line in words.describe(plan):
+            lines.print(escape(line))
+        head, *rows = words.program_rows(plan)
+        table = Table(head[0], *(Column(name, justify="right") for name in head[1:]))
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+        for line in words.conclusions(plan):
+            lines.print(escape(line))
 
     def checks(self, checks: "Iterable[Check]") -> bool:
         """The lines of `jaxprobe doctor`, each as soon as it is known; whether nothing is wrong."""

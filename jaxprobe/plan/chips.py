@@ -1,5 +1,6 @@
 """One table of accelerators, and machines made of them: "v5e:8x8", "h100:8"."""
 
+import importlib.util
 import math
 import os
 from typing import NamedTuple
@@ -71,11 +72,12 @@ def tpu_devices(machine: Machine) -> list[jax.Device]:
     Raises:
       InputError: libtpu is not installed, or knows no such slice.
     """
-    # Without these libtpu asks the network which TPU it runs on.
+    # Without these libtpu asks the network which TPU it runs on, and keeps logs.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_LOG_DIR": "disabled",
     }.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
@@ -83,10 +85,11 @@ def tpu_devices(machine: Machine) -> list[jax.Device]:
     try:
         devices = list(topologies.get_topology_desc(platform="tpu", topology_name=machine.topology).devices)
     except Exception as error:  # JAX has no type of its own for this
-        raise InputError(
-            f"TPU programs can't be compiled for {machine.topology} here ({str(error).splitlines()[0]}). "
-            'Install libtpu with: pip install "jaxprobe[tpu]"; slices are listed on ' + machine.chip.source + "."
-        ) from error
+        remedy = f"Slices of this chip are listed on {machine.chip.source}."
+        if importlib.util.find_spec("libtpu") is None:
+            remedy = 'Install libtpu with: pip install "jaxprobe[tpu]".'
+        fact = str(error).splitlines()[0]
+        raise InputError(f"Programs can't be compiled for {machine.topology} here ({fact}). {remedy}") from error
     if len(devices) != machine.count:
         raise InputError(f"{machine.topology} has {len(devices)} devices, not {machine.count}. Name another slice.")
     return devices

@@ -82,7 +82,11 @@ def count_moments(states: int, rows: int, segments: int, width: int, targets: in
     return Count(operations, 3.0 * sums + 2 * shard, 4 * 2 * width**2 + shard, sums, ())
 
 
-def count_ridge(rows: int, width: int, targets: int, penalties: int) -> float:
-    """Operations of one state's probe by Cholesky: x'x by strips, then for each penalty a root and leave-one-out."""
-    gram = 2 * rows * width**2 * 5 / 8
-    return gram + penalties * (width**3 * 4 / 3 + 2 * rows * width**2)
+def count_ridge(rows: int, width: int, targets: int, penalties: int) -> dict[str, float]:
+    """Operations of one state's probe by Cholesky, by program: x'x in strips; for each penalty a root, and all rows."""
+    root = width**3 * 4 / 3
+    return {
+        "normal equations": 2 * rows * width**2 * 5 / 8,
+        "leave-one-out": penalties * (root + 2 * rows * width**2),
+        "weights": targets * root,
+    }

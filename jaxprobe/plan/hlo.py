@@ -56,8 +56,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def turns(text: str) -> int:
-    """Turns of the program's longest loop; 1 without one."""
-    return max(_loops(_computations(text)).values(), default=1)
+    """How often the body of a loop runs in one call, at most; 1 without a loop. Inner loops run for each outer turn."""
+    computations = _computations(text)
+    times = _times(computations)
+    return max((times[body] for body in _loops(computations) if body in times), default=1)
 
 
 def _computations(text: str) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.llama import Bins, Root, abstract_llama
 from jaxprobe.models.load import DTYPES
-from jaxprobe.plan.counts import Step
+from jaxprobe.plan.counts import Step, count_ridge
 from jaxprobe.plan.hlo import Collective, collectives, turns
 from jaxprobe.probes import solve
 from jaxprobe.probes.factors import product_dtype
@@ -33,8 +33,8 @@ class Program(NamedTuple):
     outputs: int
     temporary: int
     peak: int  # what is there at once while it runs
-    operations: float  # as the compiler counts them; a loop's body times its turns
-    traffic: float  # bytes read from and written to memory, likewise
+    operations: float  # as the compiler counts them, a loop's body times its turns; the ridge's from shapes
+    traffic: float  # bytes read from and written to memory, likewise; 0 where it is not known
     collectives: tuple[Collective, ...]
     compile_s: float
     refused: str = ""  # the compiler's own words, where it found that memory does not suffice
@@ -86,11 +86,18 @@ def ridge_programs(
         f = jax.tree.map(lambda leaf: layer(leaf.shape[1:], leaf.dtype), jax.eval_shape(factor, x, y))
         leave_one_out = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0), dtype="float32")
         weights_at = over_layers(engine.weights_at, mesh, (0, 0, 0))
-        return [
-            _compile("ridge: normal equations", factor, x, y),
-            _compile("ridge: leave-one-out", leave_one_out, f, x, y, layer(RELATIVE_ALPHAS.shape, jnp.float64)),
-            _compile("ridge: weights", weights_at, f, x, layer((targets,), jnp.float64)),
-        ]
+        programs = {
+            "normal equations": (factor, x, y),
+            "leave-one-out": (leave_one_out, f, x, y, layer(RELATIVE_ALPHAS.shape, jnp.float64)),
+            "weights": (weights_at, f, x, layer((targets,), jnp.float64)),
+        }
+        compiled = [_compile(f"ridge: {name}", *program) for name, program in programs.items()]
+    # Loops within loops, of which some end early: what the compiler counts of them means little.
+    counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS))
+    each = batch // mesh.size
+    return [
+        one._replace(operations=each * counted[name], traffic=0) for name, one in zip(programs, compiled, strict=True)
+    ]
 
 
 def _shaped(shape: tuple[int, ...], dtype, mesh: Mesh, sharding: P) -> jax.ShapeDtypeStruct:

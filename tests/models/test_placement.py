@@ -9,7 +9,7 @@ import pytest
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.llama import abstract_llama
-from jaxprobe.models.placement import choose_mesh, device_memory, parameter_bytes
+from jaxprobe.models.placement import choose_mesh, device_memory, parameter_bytes, place
 from jaxprobe.models.published import find_published
 
 GB = 10**9
@@ -59,3 +59,12 @@ def test_reasons_carry_the_numbers():
 
 def test_cpus_do_not_tell_their_memory():
     assert device_memory(jax.devices()) is None
+
+
+def test_a_mesh_that_was_asked_for_is_taken():
+    config = config_of("llama-2-7b")
+    mesh, reason = place(config, "data=2,model=4", "bfloat16")
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "model": 4} and reason == "as asked for"
+    mesh, reason = place(config, None, "bfloat16")
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "model": 1}
+    assert reason == "each device has the whole model and takes a share of the bins"

@@ -70,10 +70,11 @@ def test_ridge_counts_are_those_of_the_traced_engine():
         factor = lambda x, y: cholesky.factor(x, y, "float32")
         f = jax.eval_shape(factor, x, y)
         leave_one_out = lambda f, x, y, alphas: cholesky.leave_one_out(f, x, y, alphas, dtype="float32")
-        traced = [
-            jax.make_jaxpr(factor)(x, y),
-            jax.make_jaxpr(leave_one_out)(f, x, y, jnp.zeros(penalties)),
-        ]
-    found = sum(products(one.jaxpr) for one in traced)
-    # Roots are not matrix products in the trace; products with y are left out of the count.
-    assert count_ridge(rows, width, targets, penalties) - penalties * width**3 * 4 / 3 == pytest.approx(found, rel=0.02)
+        normal, errors = (
+            products(jax.make_jaxpr(factor)(x, y).jaxpr),
+            products(jax.make_jaxpr(leave_one_out)(f, x, y, jnp.zeros(penalties)).jaxpr),
+        )
+    counted = count_ridge(rows, width, targets, penalties)
+    # Products with y are left out of the count, and roots are not matrix products in the trace.
+    assert counted["normal equations"] == pytest.approx(normal, rel=0.02)
+    assert counted["leave-one-out"] - penalties * width**3 * 4 / 3 == pytest.approx(errors, rel=0.02)

@@ -55,6 +55,12 @@ def test_kind_size_devices_and_turns(mesh, body, expected):
     assert turns(text) == TURNS
 
 
+def test_inner_loops_run_for_each_outer_turn(mesh):
+    text = compiled_text(mesh, lambda x: lax.fori_loop(0, 3, lambda i, x: lax.psum(jnp.sin(x), "model"), x))
+    assert collectives(text) == [Collective("all-reduce", SIZE, 4, 3 * TURNS)]
+    assert turns(text) == 3 * TURNS
+
+
 def test_no_collectives_and_no_loop():
     text = jax.jit(jnp.sin).lower(jax.ShapeDtypeStruct((8,), jnp.float32)).compile().as_text()
     assert collectives(text) == [] and turns(text) == 1

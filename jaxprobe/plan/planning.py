@@ -1,0 +1,279 @@
+"""A plan: what a table and a prompt would take of a model on a machine, and how long it would last."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from jaxprobe.data.catalog import load_table
+from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.tokens import tokenize
+from jaxprobe.errors import InputError
+from jaxprobe.experiments.streaming import FOLDS, make_folds
+from jaxprobe.extract.forward import BINS_PER_DEVICE, ROOT_MULTIPLE, STEPS_IN_FLIGHT, choose_states
+from jaxprobe.extract.shares import share_count, steps, waves
+from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
+from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
+from jaxprobe.models.checkpoint import open_checkpoint
+from jaxprobe.models.config import LlamaConfig, from_hugging_face
+from jaxprobe.models.fit import fit_config
+from jaxprobe.models.load import DTYPES, choose_dtype
+from jaxprobe.models.placement import choose_mesh, parameter_bytes
+from jaxprobe.models.published import find_published
+from jaxprobe.models.source import DEMO_MODEL, ModelSource, find_model
+from jaxprobe.models.tokenizer import load_tokenizer
+from jaxprobe.plan.chips import Machine, parse_topology, tpu_devices
+from jaxprobe.plan.counts import Count, Step, count_moments, count_ridge, count_step
+from jaxprobe.plan.programs import Program, forward_program, moments_program, ridge_programs
+from jaxprobe.probes.solve import RELATIVE_ALPHAS
+
+# Assumed, and said with every plan; none of it was measured on these chips.
+UTILISATION = 0.5  # of the chip's published peak
+STORE_BYTES = 1e9  # a second and host, to shared storage or a disk
+# A float64 eigendecomposition, times D^3: measured on two CPU cores at D = 576; on a GPU taken to be ten times as fast.
+EIGH_SECONDS = {"cpu": 1.3e-10, "gpu": 1.3e-11}
+_NOT_ITS_OWN = "the demo model (this model's own is not at hand; --tokenizer can name it)"
+
+
+class RunPlan(NamedTuple):
+    """What a run would take. Sizes in bytes and of each chip, times in seconds."""
+
+    model: str
+    config: LlamaConfig
+    machine: Machine
+    mesh: dict[str, int]
+    mesh_reason: str
+    dtype: str
+    tokenizer: str
+    table: str
+    prompt: str
+    entities: int
+    distinct_prefixes: int
+    step: Step
+    steps: float  # of the forward; one of bins twice as long counts as two
+    compiled: bool  # or counted from shapes
+    parameters: int
+    forward: Program
+    moments: Program
+    ridge: tuple[Program, ...]  # empty where it runs on the host, or was not compiled
+    peak_stored: int
+    peak_streamed: int
+    stored: dict[str, float]  # part of a run -> seconds; "total"
+    streamed: dict[str, float]
+
+    @property
+    def memory(self) -> float:
+        return self.machine.chip.memory * 1e9
+
+    @property
+    def refused(self) -> list[str]:
+        """What the compiler said of programs that do not fit."""
+        return [f"{one.name}: {one.refused}" for one in (self.forward, self.moments, *self.ridge) if one.refused]
+
+    def fits(self, stored: bool) -> bool:
+        """Whether a run that stores its states (or does not) has the memory that it needs."""
+        needed = (self.forward, *self.ridge) if stored else (self.forward, self.moments)
+        peak = self.peak_stored if stored else self.peak_streamed
+        return peak <= self.memory and not any(program.refused for program in needed)
+
+
+def plan(
+    model: str,
+    topology: str,
+    dataset: str,
+    prompt: str = "empty",
+    *,
+    mesh: str | None = None,
+    dtype: str = "bfloat16",
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    tokenizer: str | None = None,
+    replicate_kv: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunPlan:
+    """Compiles the programs of a run for a machine that is not here, or counts what they do; reads no weights.
+
+    Args:
+      model: a name of ``published_models``, or what ``load_model`` takes (of a hub model only its small files).
+      topology: a TPU slice such as ``v5e:8x8``, or GPUs such as ``h100:8``, which are counted only.
+      dataset, prompt, limit, data_dir: as of a run.
+      mesh: as of a run; default: chosen from the model's size and the chip's memory.
+      dtype: of the weights and states.
+      tokenizer: folder or hub name; default: the model's own, or the demo model's where that is not there.
+      replicate_kv: as of a run.
+      say: told which program is being compiled, which takes from seconds to a minute each.
+
+    Raises:
+      InputError: whatever can't be used.
+    """
+    machine = parse_topology(topology)
+    name, config, source = _find_shape(model)
+    chosen = choose_mesh(config, machine.count, int(machine.chip.memory * 1e9), choose_dtype(dtype))
+    sizes, reason = (parse_mesh(mesh), "as asked for") if mesh else chosen
+    sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
+    if math.prod(sizes.values()) != machine.count:
+        raise InputError(
+            f"Mesh {mesh_text(sizes)} has {math.prod(sizes.values())} devices, and {topology} has {machine.count}. "
+            "Use a mesh of all of them, or leave --mesh out."
+        )
+    config = fit_config(config, sizes, replicate_kv)
+    words, own = _tokenizer(source, tokenizer)
+    table = load_table(dataset, data_dir=data_dir, limit=limit)
+    found_prompt = find_prompt(table.name, prompt)
+    tokens = tokenize(words, table.texts, found_prompt, max_length=config.context)
+    on_tpu = machine.chip.platform == "tpu"
+    devices = tpu_devices(machine) if on_tpu else None
+    shares = share_count(make_mesh(sizes, devices)) if on_tpu else math.gcd(machine.hosts, sizes["data"])
+    each = sizes["data"] * sizes["fsdp"] // shares
+    bins = BINS_PER_DEVICE[machine.chip.platform] * each
+    layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each)
+    step, steps_wanted = _steps(layout, config, sizes, shares)
+    job = _Job(machine, sizes, config, choose_states(config, True, None, False), dtype, table, layout, step)
+    forward, moments, ridge = _compile(job, devices, say) if on_tpu else _count(job)
+    parameters = parameter_bytes(config, sizes, dtype)
+    waiting = STEPS_IN_FLIGHT * forward.outputs
+    forward_s = steps_wanted * _seconds(forward, machine, dtype)
+    return RunPlan(
+        name, config, machine, sizes, reason, dtype, own, table.name, found_prompt.name, len(table),
+        layout.distinct_prefixes, step, steps_wanted, on_tpu, parameters, forward, moments, ridge,
+        peak_stored=max(forward.peak + waiting, *(program.peak for program in ridge), 0),
+        peak_streamed=max(
+            forward.peak + waiting + moments.outputs, parameters + waiting + forward.outputs + moments.peak
+        ),
+        stored=_stored_seconds(job, forward_s),
+        streamed=_streamed_seconds(job, forward_s, moments),
+    )  # fmt: skip
+
+
+class _Job(NamedTuple):
+    """All that is known before programs are compiled or counted."""
+
+    machine: Machine
+    mesh: dict[str, int]
+    config: LlamaConfig
+    states: tuple[str, ...]
+    dtype: str
+    table: EntityTable
+    layout: Plan
+    step: Step
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(DTYPES[self.dtype]).itemsize
+
+    @property
+    def targets(self) -> int:
+        return len(self.table.target_names)
+
+    @property
+    def training_rows(self) -> int:
+        return int((~self.table.is_test).sum())
+
+
+def _find_shape(model: str) -> tuple[str, LlamaConfig, ModelSource | None]:
+    """(name, configuration, where a tokenizer may be)."""
+    published = find_published(model)
+    if published:
+        return *published, None
+    path = Path(model).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        return path.stem, from_hugging_face(json.loads(path.read_text(encoding="utf-8"))), None
+    source = find_model(model, weights=False)
+    if source.is_gguf:
+        return source.name, open_checkpoint(source.path).config(), source
+    return source.name, from_hugging_face(json.loads((source.path / "config.json").read_text())), source
+
+
+def _tokenizer(source: ModelSource | None, tokenizer: str | None) -> tuple[PreTrainedTokenizerFast, str]:
+    """(tokenizer, whose it is)."""
+    if tokenizer or source:
+        return load_tokenizer(source, tokenizer), tokenizer or source.name
+    return load_tokenizer(find_model(DEMO_MODEL)), _NOT_ITS_OWN
+
+
+def _steps(layout: Plan, config: LlamaConfig, mesh: dict[str, int], shares: int) -> tuple[Step, float]:
+    """One step of all shares, and how many the table takes."""
+    batch = layout.shards[0].batches[0]
+    wanted = -(-batch.wanted.shape[1] // mesh["model"]) * mesh["model"]
+    root = -(-len(layout.root) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+    count = sum(
+        next(one for one in row if one is not None).tokens.shape[1] / SLOTS
+        for wave in waves(range(len(layout.shards)), shares)
+        for row in steps([layout.shards[shard] for shard in wave], shares)
+    )
+    return Step(shares * len(batch.tokens), SLOTS, root, wanted, config.layers + 1), count
+
+
+_Programs = tuple[Program, Program, tuple[Program, ...]]
+
+
+def _compile(job: _Job, devices: list[jax.Device], say: Callable[[str], None]) -> _Programs:
+    """The forward step, the moments step and the ridge's programs."""
+    width, states = job.config.width, len(job.states)
+    say("Compiling the forward step.")
+    forward = forward_program(job.config, job.states, job.step, make_mesh(job.mesh, devices), job.dtype)
+    say("Compiling the moments step.")
+    rows, folds = [shard.rows for shard in job.layout.shards], list(make_folds(job.table).values())
+    moments = moments_program(states, width, rows, folds, job.targets, devices, job.dtype)
+    say("Compiling the ridge.")
+    ridge = ridge_programs(states, job.training_rows, width, job.targets, devices, job.dtype)
+    return forward, moments, tuple(ridge or ())
+
+
+def _count(job: _Job) -> _Programs:
+    """The same from shapes, without the ridge."""
+    width, chips = job.config.width, job.machine.count
+    rows = max(len(shard.rows) for shard in job.layout.shards)
+    step = count_step(job.config, job.step, job.mesh, job.itemsize)
+    sums = count_moments(len(job.states), rows, FOLDS, width, job.targets, chips, job.itemsize)
+    parameters = parameter_bytes(job.config, job.mesh, job.dtype)
+    # The sums are updated in place.
+    return _counted("forward step", step, parameters, 0), _counted("moments step", sums, sums.outputs, sums.outputs), ()
+
+
+def _counted(name: str, count: Count, arguments: int, in_place: int) -> Program:
+    peak = arguments + count.temporary + count.outputs - in_place
+    sizes = arguments, count.outputs, count.temporary, peak
+    return Program(name, *sizes, count.operations, count.traffic, count.collectives, 0.0)
+
+
+def _seconds(program: Program, machine: Machine, dtype: str) -> float:
+    """One call: products or memory, whichever takes longer, and then the collectives."""
+    chip = machine.chip
+    peak = chip.float32 if dtype == "float32" else chip.bfloat16
+    work = max(program.operations / (UTILISATION * peak * 1e12), program.traffic / (chip.memory_bandwidth * 1e9))
+    return work + sum(one.sent for one in program.collectives) / (chip.link_bandwidth * 1e9)
+
+
+def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
+    """The forward while states are written behind it; then they are read, and probes fitted."""
+    machine, width, rows, states = job.machine, job.config.width, job.training_rows, len(job.states)
+    moved = len(job.table) * states * width * job.itemsize / (STORE_BYTES * machine.hosts)
+    on_gpu = machine.chip.platform == "gpu"
+    if on_gpu or rows < 2 * width:
+        at_once = machine.count if on_gpu else machine.hosts
+        fit = -(-states // at_once) * _eigh_seconds(machine) * min(rows, width) ** 3
+    else:
+        one = sum(count_ridge(rows, width, job.targets, len(RELATIVE_ALPHAS)).values())
+        fit = -(-states // machine.count) * one / (UTILISATION * machine.chip.float32 * 1e12)
+    parts = {"forward": forward_s, "writing": moved, "reading": moved, "ridge": fit}
+    return parts | {"total": max(forward_s, moved) + moved + fit}
+
+
+def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
+    """The forward, a step of the moments for each shard, and float64 probes on the hosts."""
+    sums = len(job.layout.shards) * _seconds(moments, job.machine, "float32")
+    each = (FOLDS + 1) * _eigh_seconds(job.machine) * job.config.width**3
+    parts = {"forward": forward_s, "moments": sums, "ridge": -(-len(job.states) // job.machine.hosts) * each}
+    return parts | {"total": sum(parts.values())}
+
+
+def _eigh_seconds(machine: Machine) -> float:
+    """TPUs leave float64 to their hosts."""
+    return EIGH_SECONDS["gpu" if machine.chip.platform == "gpu" else "cpu"]

@@ -1,0 +1,114 @@
+"""Plans for machines that are not here: GPUs counted, TPU slices compiled (where libtpu can be installed)."""
+
+import json
+
+import pytest
+
+from jaxprobe.cli import main
+from jaxprobe.errors import InputError
+from jaxprobe.models.published import find_published
+from jaxprobe.plan import words
+from jaxprobe.plan.counts import count_step
+from jaxprobe.plan.hlo import KINDS
+from jaxprobe.plan.planning import plan
+
+ROWS = 3000  # of the cities: enough for several steps, and for probes in float32 on none of these widths
+
+
+@pytest.fixture(scope="module")
+def gpus():
+    return plan("llama-2-7b", "h100:8", "cities", "Where is {}", limit=ROWS)
+
+
+def test_gpus_are_counted_and_said_to_be(gpus):
+    lines = "\n".join(words.describe(gpus) + words.conclusions(gpus))
+    assert "Counted from shapes alone" in lines and "8 x NVIDIA H100 SXM" in lines
+    assert "Mesh data=8: parameters take 13.21 GB" in lines
+    assert "Tokens were counted with the tokenizer of the demo model" in lines
+    assert "3,000 entities" in lines and "not measured on this machine" in lines
+    assert gpus.fits(True) and gpus.fits(False) and not gpus.compiled
+    # Two bytes each of all parameters but the output head.
+    assert gpus.parameters == 2 * (6_738_415_616 - 32_000 * 4096)
+
+
+def test_times_follow_from_operations_and_bytes(gpus):
+    step = count_step(gpus.config, gpus.step, gpus.mesh, 2)
+    assert gpus.steps == sum(1 for _ in range(int(gpus.steps))) and gpus.steps >= 1
+    products_s = step.operations / (0.5 * 989e12)
+    assert gpus.stored["forward"] >= gpus.steps * products_s
+    assert gpus.stored["forward"] == pytest.approx(gpus.steps * max(products_s, step.traffic / 3350e9))
+    assert gpus.stored["writing"] == pytest.approx(ROWS * 33 * 4096 * 2 / 1e9)
+    assert gpus.stored["total"] == pytest.approx(
+        max(gpus.stored["forward"], gpus.stored["writing"]) + gpus.stored["reading"] + gpus.stored["ridge"]
+    )
+    assert gpus.streamed["total"] == pytest.approx(
+        gpus.streamed["forward"] + gpus.streamed["moments"] + gpus.streamed["ridge"]
+    )
+
+
+def test_a_plan_that_does_not_fit_says_so():
+    made = plan("llama-3.1-405b", "h100:8", "cities", limit=200)
+    assert not made.fits(True)
+    assert "does NOT fit" in "\n".join(words.conclusions(made))
+
+
+def test_a_config_file_and_the_command_line(tmp_path, capsys):
+    fields = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 320, "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    (tmp_path / "small.json").write_text(json.dumps(fields))
+    main(["plan", "--model", str(tmp_path / "small.json"), "--topology", "a100:2", "--limit", "300"])
+    out = capsys.readouterr().out
+    assert "Model small: 3 layers, width 64" in out and "Mesh data=2" in out and "States stored: peak" in out
+    main(["plan", "--model", str(tmp_path / "small.json"), "--topology", "a100:2", "--limit", "300", "--json"])
+    values = json.loads(capsys.readouterr().out)
+    assert values["mesh"]["data"] == 2 and values["fits_stored"] and values["forward"]["operations"] > 0
+
+
+def test_what_can_not_be_planned_is_refused():
+    with pytest.raises(InputError, match="K=8 key/value heads do not divide over mesh axis 'model' of size 16"):
+        plan("llama-2-70b", "h100:16", "cities", mesh="model=16", limit=100)
+    with pytest.raises(InputError, match="Mesh data=4 has 4 devices, and h100:8 has 8"):
+        plan("llama-2-70b", "h100:8", "cities", mesh="data=4", limit=100)
+
+
+# ---- Compiled for slices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "topology", "mesh"),
+    [
+        ("llama-2-7b", "v5e:2x4", {"data": 4, "fsdp": 1, "model": 2}),
+        ("llama-2-70b", "v5e:8x8", {"data": 2, "fsdp": 4, "model": 8}),
+        ("llama-3.1-405b", "v5p:2x2x4", {"data": 1, "fsdp": 2, "model": 8}),
+    ],
+)
+def test_slices_compile_and_fit(libtpu, model, topology, mesh):
+    made = plan(model, topology, "cities", "Where is {}", limit=ROWS)
+    assert made.mesh == mesh and made.compiled and not made.refused
+    assert made.peak_stored < made.memory and made.fits(True)
+    _, config = find_published(model)
+    counted = count_step(config, made.step, mesh, 2)
+    # The compiler adds what is not a matrix product: norms, softmax, rotations.
+    assert made.forward.operations == pytest.approx(counted.operations, rel=0.03)
+    assert made.forward.outputs == pytest.approx(counted.outputs, rel=0.001)
+    # In the loop over blocks: one block's weights are gathered, the residual stream is summed twice, and nothing else.
+    in_loop = lambda found: {
+        kind: sum(one.size * one.times for one in found if one.kind == kind and one.times >= config.layers)
+        for kind in KINDS
+    }
+    assert in_loop(made.forward.collectives) == pytest.approx(in_loop(counted.collectives), rel=0.01)
+    gate = 2 * config.width * config.mlp_width // mesh["model"]
+    gathered = [one for one in made.forward.collectives if one.kind == "all-gather" and one.times >= config.layers]
+    assert all(one.size <= gate for one in gathered)  # not the weights of all blocks ahead of the loop
+    # Outside of it the embedding is looked up, which is little beside one block.
+    once = sum(one.sent for one in made.forward.collectives if one.times < config.layers)
+    assert once <= 0.02 * sum(one.sent for one in made.forward.collectives)
+
+
+def test_what_the_compiler_refuses_does_not_fit(libtpu):
+    made = plan("llama-2-70b", "v5e:2x4", "cities", limit=300)
+    assert made.forward.refused and not made.fits(True) and not made.fits(False)
+    assert "does NOT fit" in "\n".join(words.conclusions(made))
