@@ -28,6 +28,8 @@ from jaxprobe.errors import InputError
 # A process that was killed, or whose machine is gone, ends the others after this long. (JAX itself would after 100 s,
 # with a trace of its C++ code.)
 HEARTBEAT_SECONDS = 30
+# Processes of a job may begin at different times.
+START_SECONDS = 300
 # A process that fails by itself tells the others, who look this often.
 LOOK_SECONDS = 1.0
 # How long process 0, which the others hear it from, stays for that.
@@ -48,15 +50,18 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def start(processes: str) -> None:
+def start(processes: str, tell: Callable[[str], None] = print) -> None:
     """Makes this process one of a job, before anything else is asked of JAX.
+
+    Ends it where the others have not come after START_SECONDS.
 
     Args:
       processes: ``auto`` (Cloud TPU, GKE, SLURM and Open MPI tell), or ``I/N@HOST:PORT``: process I of N, of which
         number 0 listens at HOST:PORT.
+      tell: shows the user a line.
 
     Raises:
-      InputError: text that is neither, nothing to detect, or processes that did not come together.
+      InputError: text that is neither, nothing to detect, or an address that can't be used.
     """
     where: dict[str, Any] = {}
     if processes != "auto":
@@ -70,14 +75,29 @@ def start(processes: str) -> None:
         where["cluster_detection_method"] = "deactivate"
     # JAX's own answer to SIGTERM waits for a training step that asks for it; ours stores what is under way and ends.
     jax.config.update("jax_enable_preemption_service", False)
+    late = threading.Timer(START_SECONDS, _give_up, [processes, tell])
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(**where)
+        jax.distributed.initialize(**where, initialization_timeout=2 * START_SECONDS)
     except (ValueError, RuntimeError) as error:
-        detect = " Outside of Cloud TPU, GKE and SLURM give I/N@HOST:PORT." if processes == "auto" else ""
+        detect = (
+            "Outside of Cloud TPU, GKE and SLURM give I/N@HOST:PORT." if processes == "auto" else "Mend the address."
+        )
         raise InputError(
-            f"--processes {processes}: the processes did not come together ({str(error).strip().splitlines()[0]})."
-            f"{detect} Start every process of the job, with one address that all of them reach."
+            f"--processes {processes} can't be used: {str(error).strip().splitlines()[0].rstrip('.')}. {detect}"
         ) from error
+    finally:
+        late.cancel()
+
+
+def _give_up(processes: str, tell: Callable[[str], None]) -> None:
+    # JAX itself would, with a trace of its C++ code.
+    tell(
+        f"Error: --processes {processes}: the processes did not come together within {START_SECONDS} s. Start all of "
+        "them, with one address that all of them reach."
+    )
+    os._exit(2)
 
 
 @contextmanager
@@ -91,7 +111,7 @@ def job(processes: str | None, tell: Callable[[str], None]) -> Iterator[None]:
     if processes is None:
         yield
         return
-    start(processes)
+    start(processes, tell)
     # Gloo, by which CPUs talk, prints to the stdout of C, and ours is for results.
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)
     os.dup2(2, 1)
@@ -105,8 +125,12 @@ def job(processes: str | None, tell: Callable[[str], None]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        traceback.print_exc()
-        end(1, [f"{type(error).__name__}: {error}"], tell)
+        line = f"{type(error).__name__}: {error}"
+        if "Gloo" in str(error) or "UNAVAILABLE" in str(error):
+            line = f"The connection to another process broke: killed, or its machine is gone ({error})."
+        else:
+            traceback.print_exc()
+        end(1, [line], tell)
     done.set()
     watch.join()
     _joined.clear()
