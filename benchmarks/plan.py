@@ -24,21 +24,13 @@ from jaxprobe.progress import in_words
 
 PLANS = (
     ("llama-2-7b", "v5e:2x4"),
-    ("llama-2-13b", "v5e:2x4"),
     ("llama-2-70b", "v5e:8x8"),
-    ("llama-3.1-8b", "v6e:2x4"),
     ("llama-3.1-405b", "v5p:2x2x4"),
     ("llama-2-70b", "h100:8"),
 )
 
 
-def main(
-    out: Path,
-    dataset: str = "world_place",
-    prompt: str = "coords",
-    data_dir: Path | None = None,
-    only: tuple[str, ...] = (),
-) -> None:
+def main(out: Path, dataset: str = "cities", prompt: str = "Where is {}", data_dir: Path | None = None) -> None:
     """Write the plans of one table and prompt.
 
     Args:
@@ -46,20 +38,15 @@ def main(
         dataset: A named table, or a file.
         prompt: A named prompt of the table, or text with {}.
         data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
-        only: Models whose plans are made anew; the file's others stay.
     """
-    before = json.loads(out.read_text())["plans"] if only else []
-    kept = {(one["model"], one["topology"]): one for one in before if one["model"] not in only}
+    plans = []
     for model, topology in PLANS:
-        if only and model not in only:
-            continue
         made = plan(model, topology, dataset, prompt, data_dir=data_dir)
         print(f"{model} on {topology}: stored {in_words(made.stored['total'])}, fits {made.fits(True)}")
-        kept[model, topology] = words.to_json(made)
-    document = {"versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")}}
-    document["plans"] = [kept[key] for key in PLANS if key in kept]
+        plans.append(words.to_json(made))
+    versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
     with replacing(out) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.write_text(json.dumps({"versions": versions, "plans": plans}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

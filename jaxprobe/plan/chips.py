@@ -72,12 +72,13 @@ def tpu_devices(machine: Machine) -> list[jax.Device]:
     Raises:
       InputError: libtpu is not installed, or knows no such slice.
     """
-    # Without these libtpu asks the network which TPU it runs on, and keeps logs.
+    # Without these libtpu asks the network which TPU it runs on, keeps logs, and lets one process at a time load it.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
