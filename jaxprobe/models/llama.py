@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxprobe.mesh import spec
@@ -150,7 +150,11 @@ def forward(
         x = x + add("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"])
         return placed(x, "BTD"), (rows(x), (key, value) if return_keys else None)
 
-    x = placed(model.embedding[...][bins.tokens], "BTD").astype(jnp.float32)
+    # A device looks up its own columns for all bins of its ``fsdp`` group, which then change places: left to itself,
+    # the partitioner gathers the whole table over ``model``.
+    columns = model.embedding[...][placed(bins.tokens, "BT", "fsdp")]
+    columns = jax.lax.with_sharding_constraint(columns, NamedSharding(mesh, PartitionSpec("data", None, "fsdp")))
+    x = placed(columns, "BTD").astype(jnp.float32)
     embed = rows(x)
     x, (blocks, keys) = jax.lax.scan(block, x, (model.blocks, root.keys, root.values))
     final = rms_norm(rows(x), model.final_norm[...], config.norm_epsilon)
