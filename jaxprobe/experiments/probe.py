@@ -28,10 +28,12 @@ class Probe(NamedTuple):
 def fit_probe(x: np.ndarray, table: EntityTable, rows: np.ndarray, name: str) -> Probe:
     """The probe of states x [N, D], fitted on the rows of the table that ``rows`` [N] marks; ``name`` is for messages.
 
+    Hold-outs of one table share a compiled program, which would take longer than the fits otherwise.
+
     Raises:
       InputError: as `fit_ridge`.
     """
-    return Probe(fit_ridge(x[None, rows], fitted_targets(table)[rows], names=[name]), table)
+    return Probe(fit_ridge(x[None], fitted_targets(table), names=[name], rows=rows), table)
 
 
 def fitted_targets(table: EntityTable) -> np.ndarray:

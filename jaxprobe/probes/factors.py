@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxprobe.probes.moments import Centred, assemble, centre, moments_of, product, shifted, strips, sum_over_rows
 
@@ -42,10 +42,15 @@ def product_dtype(n: int, d: int, dtype: str) -> str:
     return "float64" if n < 2 * d or n * d < SMALL else dtype
 
 
-def factor(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype: str) -> Factors:
-    """Eigendecomposition of one layer, by whichever of x'x and x x' is the better form."""
+def factor(
+    x: Float[Array, "N D"], y: Float[Array, "N C"], inside: Bool[Array, "N"] | None = None, *, dtype: str
+) -> Factors:
+    """Eigendecomposition of one layer, by whichever of x'x and x x' is the better form.
+
+    Rows outside ``inside`` do not count; only x'x, with rows enough inside, can leave some out.
+    """
     if not in_sample_space(*x.shape):
-        return factor_moments(centre(moments_of(x, y, product_dtype(*x.shape, dtype))))
+        return factor_moments(centre(moments_of(x, y, product_dtype(*x.shape, dtype), inside=inside)))
     x_mean, centred, kernel = centred_kernel(x)
     values, vectors, finite = _eigh(kernel)
     scale = layer_scale(jnp.sum(centred**2, axis=0))
@@ -82,9 +87,19 @@ def constant_share(kernel_diagonal: Float[Array, "N"], alphas: Float[Array, "A"]
 
 
 def residuals(
-    f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], *, n: int, dtype: str
+    f: Factors,
+    x: Float[Array, "N D"],
+    y: Float[Array, "N C"],
+    alphas: Float[Array, "A"],
+    *,
+    n: int,
+    dtype: str,
+    count: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "N A C"], Float[Array, "N A"]]:
-    """Residuals y - ŷ and 1 - h, for every penalty; x and y may be some of the n rows of a fit by x'x."""
+    """Residuals y - ŷ and 1 - h, for every penalty; x and y may be some of the n rows of a fit by x'x.
+
+    ``count`` is the number of rows that counted in it, where that is not n.
+    """
     if in_sample_space(n, x.shape[1]):
         keep = alphas[None, :] / (f.values[:, None] + alphas[None, :])
         others = product(f.vectors**2, keep) - constant_share(f.diagonal, alphas)[None, :]
@@ -94,21 +109,36 @@ def residuals(
     coef = (f.rotated[:, None, :] * shrink[:, :, None]).reshape(len(shrink), -1).astype(dtype)
     z = centred_product(x, f.x_mean, f.vectors, dtype)
     residual = y.astype(dtype)[:, None] - product(z, coef).reshape(len(x), len(alphas), -1)
-    return residual, 1 - 1 / n - product(z * z, shrink.astype(dtype))
+    share = 1 / n if count is None else (1 / count).astype(dtype)
+    return residual, 1 - share - product(z * z, shrink.astype(dtype))
 
 
 def leave_one_out(
-    f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], *, dtype: str
+    f: Factors,
+    x: Float[Array, "N D"],
+    y: Float[Array, "N C"],
+    alphas: Float[Array, "A"],
+    inside: Bool[Array, "N"] | None = None,
+    *,
+    dtype: str,
 ) -> Float[Array, "A C"]:
-    """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y."""
+    """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y.
+
+    ``inside`` as in ``factor``.
+    """
     n = len(x)
+    count = None if inside is None else jnp.sum(inside).astype(jnp.float64)
 
     def block(start, size):
-        xb, yb = (lax.dynamic_slice_in_dim(rows, start, size) for rows in (x, y))
-        residual, others = residuals(f, xb, yb, alphas, n=n, dtype=dtype)
-        return jnp.sum((residual / others[:, :, None]) ** 2, axis=0).astype(jnp.float64)
+        cut = lambda rows: lax.dynamic_slice_in_dim(rows, start, size)
+        residual, others = residuals(f, cut(x), cut(y), alphas, n=n, dtype=dtype, count=count)
+        squares = (residual / others[:, :, None]) ** 2
+        if inside is not None:
+            squares = jnp.where(cut(inside)[:, None, None], squares, 0)
+        return jnp.sum(squares, axis=0).astype(jnp.float64)
 
-    return (block(0, n) if in_sample_space(*x.shape) else sum_over_rows(block, n)) / n
+    total = block(0, n) if in_sample_space(*x.shape) else sum_over_rows(block, n)
+    return total / (n if count is None else count)
 
 
 def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: Float[Array, "D K"], dtype: str):

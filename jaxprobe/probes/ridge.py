@@ -25,7 +25,6 @@ from jaxprobe.probes import factors, solve
 from jaxprobe.probes.moments import Moments, product, shifted
 from jaxprobe.probes.spread import batches, gather, solving
 
-
 # Arrays of some layers -> the same arrays of all layers.
 Join = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -82,6 +81,7 @@ def fit_ridge(
     solver: str | None = None,
     devices: Sequence[jax.Device] | None = None,
     names: Sequence[str] | None = None,
+    rows: np.ndarray | None = None,
 ) -> RidgeFit:
     """Ridge probes for every layer, minimising ||y - b - x w||^2 + alpha ||w||^2 with b unpenalised.
 
@@ -100,6 +100,7 @@ def fit_ridge(
         and folds always take eigh. TPUs have no float64 linear algebra: what needs it is solved on the host.
       devices: the layers are spread over these; all local accelerators or one CPU by default.
       names: L names of the layers for messages; their numbers by default.
+      rows: [N] bool, the rows to fit on; all by default. Fits of one x that differ in these share a compiled program.
     Returns:
       RidgeFit of L layers.
     Raises:
@@ -113,8 +114,14 @@ def fit_ridge(
     if len(set(names)) != len(x):
         raise InputError(f"names are {names}; wanted {len(x)} different ones, one for each layer.")
     index = {name: i for i, name in enumerate(names)}
+    if rows is not None:
+        rows = np.asarray(rows, bool)
+        if rows.shape != (x.shape[1],) or len(y) != len(rows):
+            raise InputError(f"rows has shape {rows.shape} for x {x.shape} and {len(y)} rows of y. Mark each row of x.")
+        if not solve.can_leave_out(rows, x.shape[2], criterion, dtype, solver, devices):
+            x, y, rows = x[:, rows], np.asarray(y)[rows], None
     options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices
-    return _fit(names, lambda name: x[index[name]], y, *options)
+    return _fit(names, lambda name: x[index[name]], y, *options, rows=rows)
 
 
 def fit_states(
@@ -231,13 +238,17 @@ def _over_scale(m: Moments, y_scale: np.ndarray) -> Moments:
     return m._replace(y_shift=y_shift, y_sum=y_sum, xy=m.xy / scale[None], yy=yy)
 
 
-def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices, join=None) -> RidgeFit:
+def _fit(
+    names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices, join=None, rows=None
+) -> RidgeFit:
     """Batches of states, in bounded memory; see fit_ridge."""
     y = np.asarray(y, np.float64)
-    problems = solve.check_targets(y) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
+    fitted = y if rows is None else y[rows]
+    problems = solve.check_targets(fitted) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
     if problems:
         raise InputError(*problems)
-    y_mean, y_scale = y.mean(0), np.where(np.ptp(y, axis=0) > 0, y.std(0), 1.0)  # a constant has nothing to divide by
+    # A constant has nothing to divide by.
+    y_mean, y_scale = fitted.mean(0), np.where(np.ptp(fitted, axis=0) > 0, fitted.std(0), 1.0)
 
     def checked_read(name):
         state = read(name)
@@ -251,7 +262,7 @@ def _fit(names, read, y, alphas, alpha_per_target, criterion, groups, dtype, sol
     solved = []
     with solving():
         for batch, x in batches(names, checked_read, first, mesh):
-            leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice)
+            leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice, rows)
             solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))
             solve.check_condition(batch, solved[-1], factors.product_dtype(*x.shape[1:], dtype))
     return _in_target_units(solved, [y_mean] * len(names), [y_scale] * len(names), dtype, join)

@@ -97,16 +97,31 @@ def make_choice(
     return Choice(alphas, alpha_per_target, criterion, groups, dtype, engine, mesh)
 
 
-def solve_batch(x: Array, y: np.ndarray, choice: Choice) -> Solved:
-    """Probes of x [B, N, D] for standardised y [N, C] (under ``jax.enable_x64``)."""
+def can_leave_out(rows: np.ndarray, d: int, criterion: str, dtype: str, solver: str | None, devices) -> bool:
+    """Whether a fit may go over all N rows and count only those that ``rows`` [N] marks, as exactly as over these."""
+    enough = factors.product_dtype(int(rows.sum()), d, "float32") == "float32"
+    return enough and criterion == "leave_one_out" and place(devices, solver, False, dtype)[1] is factors
+
+
+def solve_batch(x: Array, y: np.ndarray, choice: Choice, inside: np.ndarray | None = None) -> Solved:
+    """Probes of x [B, N, D] for standardised y [N, C] (under ``jax.enable_x64``).
+
+    ``inside`` [N] marks the rows that count, where `can_leave_out` allows.
+    """
     # In sample space the blocks of x x' are less work than moments, and lose fewer digits.
     if choice.criterion == "k_fold" and not factors.in_sample_space(*x.shape[1:]):
         fold_moments = over_layers(folds.fold_moments, choice.mesh, (0, None, None, None), dtype=choice.dtype)
         rows, inside = folds.padded_rows(choice.groups)
         return solve_moments(fold_moments(x, y, rows, inside), choice)
     engine, mesh = choice.engine, choice.mesh
-    f = over_layers(engine.factor, mesh, (0, None), dtype=choice.dtype)(x, y)
-    alpha, alphas, losses = _search(partial(_errors, f, x, y, choice), f.scale, choice)
+    if inside is None:
+        f = over_layers(engine.factor, mesh, (0, None), dtype=choice.dtype)(x, y)
+        errors = partial(_errors, f, x, y, choice)
+    else:
+        f = over_layers(engine.factor, mesh, (0, None, None), dtype=choice.dtype)(x, y, inside)
+        compiled = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0, None), dtype=choice.dtype)
+        errors = lambda alphas: compiled(f, x, y, alphas, inside)
+    alpha, alphas, losses = _search(errors, f.scale, choice)
     weights = over_layers(engine.weights_at, mesh, (0, 0, 0))(f, x, alpha)
     return _solved(f, weights, alpha, alphas, losses, choice)
 

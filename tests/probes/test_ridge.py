@@ -5,8 +5,10 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
 from jaxprobe.errors import InputError
+from jaxprobe.probes import factors
 from jaxprobe.probes.ridge import fit_ridge, fit_states, predict, predict_layer
 from jaxprobe.probes.solve import RELATIVE_ALPHAS
+from jaxprobe.probes.spread import layer_mesh, over_layers
 
 # Float32 products round at 6e-8 and some hundred of them add up (the project promises 1e-4).
 FLOAT32 = 1e-5
@@ -187,3 +189,35 @@ def test_bad_input_is_refused_with_every_problem():
         fit_states({}, np.arange(60), y)
     with pytest.raises(InputError, match="'b' has shape"):
         fit_states({"a": x[0], "b": x[0, :, :5]}, np.arange(60), y)
+
+
+def test_rows_that_are_left_out_do_not_count():
+    x, y = planted(4200, 24)
+    rows = np.random.default_rng(5).random(4200) < 0.7
+    y[~rows], x[:, ~rows] = 1e3 * y[~rows], -x[:, ~rows]
+    fit = fit_ridge(x, y, ALPHAS, rows=rows)
+    standardised = (y - y[rows].mean(0)) / y[rows].std(0)
+    for layer in range(2):
+        kept = x[layer, rows].astype(np.float64)
+        reference = RidgeCV(ALPHAS, store_cv_results=True).fit(kept, standardised[rows])
+        scikit = reference.cv_results_.mean(0).T * y[rows].var(0)
+        np.testing.assert_allclose(fit.loo_mse[layer], scikit, rtol=FLOAT32)
+        expected = Ridge(fit.alpha[layer]).fit(kept, y[rows]).predict(kept)
+        found = predict_layer(fit, layer, x[layer, rows])
+        np.testing.assert_allclose(found, expected, atol=FLOAT32 * y[rows].std(0).max())
+        np.testing.assert_allclose(fit.x_mean[layer], kept.mean(0), rtol=FLOAT32)
+    # Others of as many rows in all take the same program.
+    compiled = over_layers(factors.factor, layer_mesh(None), (0, None, None), dtype="float32")
+    before = compiled._cache_size()
+    fit_ridge(x, y, ALPHAS, rows=~rows)
+    assert compiled._cache_size() == before >= 1
+
+
+def test_few_rows_of_many_are_solved_as_few_rows():
+    x, y = planted(4200, 24)
+    rows = np.arange(4200) < 30
+    few, alone = fit_ridge(x, y, ALPHAS, rows=rows), fit_ridge(x[:, rows], y[rows], ALPHAS)
+    for found, expected in zip(few, alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError, match="Mark each row of x"):
+        fit_ridge(x, y, rows=rows[:-1])
