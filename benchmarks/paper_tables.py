@@ -27,7 +27,12 @@ FITS = ("nominal", "held_out", "difference")
 
 
 def main(
-    model: str = "demo", limit: int = 10_000, full: bool = False, out: Path = Path("paper-runs"), name: str = "demo"
+    model: str = "demo",
+    limit: int = 10_000,
+    full: bool = False,
+    random_weights: bool = False,
+    out: Path = Path("paper-runs"),
+    name: str = "demo",
 ) -> None:
     """Run the paper's tables and write benchmarks/results/paper-NAME.json.
 
@@ -35,10 +40,12 @@ def main(
         model: As `jaxprobe paper` takes it.
         limit: Rows of each table, a seeded sample.
         full: Use every row.
+        random_weights: As that of `jaxprobe paper`.
         out: Folder for the runs.
         name: Of the result file.
     """
     options = ["--full"] if full else ["--limit", str(limit)]
+    options += ["--random-weights"] * random_weights
     fresh, machine = not out.exists(), describe()
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "jaxprobe", "paper", "--model", model, "--out", out, *options], check=True)

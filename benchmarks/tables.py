@@ -164,18 +164,20 @@ def store_table(result: dict[str, Any]) -> str:
 
 def paper_table(result: dict[str, Any]) -> str:
     """Every run beside its controls, then without its neighbours; written by benchmarks/paper_tables.py."""
+    beside = {"embed": "last token's embedding alone", "random_weights": "the same layer with random weights"}
+    beside |= {"ngrams": "spelling alone"}
+    beside = {name: head for name, head in beside.items() if any(name in run["controls"] for run in result["runs"])}
     lines = [
-        "| table, prompt | the probe's test R² (95 % interval) | last token's embedding alone | spelling alone "
+        f"| table, prompt | the probe's test R² (95 % interval) | {' | '.join(beside.values())} "
         "| the probe's lead over the spelling | Llama-2-7b in the paper |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"|---|{'---:|' * (len(beside) + 3)}",
     ]
     for run in result["runs"]:
         controls = run["controls"]
         cells = (
             f"{run['dataset']}, {run['prompt']}",
             f"{with_interval(controls['none']['r2'])}, layer {run['layer']}",
-            f"{controls['embed']['r2'][0]:.3f}" if "embed" in controls else "",
-            f"{controls['ngrams']['r2'][0]:.3f}",
+            *(f"{controls[name]['r2'][0]:.3f}" if name in controls else "" for name in beside),
             with_interval(controls["ngrams"]["selectivity"]),
             f"{run['paper']['llama2_7b']:.3f}",
         )

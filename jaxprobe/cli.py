@@ -90,6 +90,7 @@ def paper(
     prompts: tuple[str, ...] = (),
     limit: int = 10_000,
     full: bool = False,
+    random_weights: bool = False,
 ) -> None:
     """The paper's tables for one model, beside the paper's own numbers.
 
@@ -101,29 +102,14 @@ def paper(
         prompts: Named prompts; default: the bare name, and each table's question.
         limit: Rows of each table, a seeded sample.
         full: Use every row.
+        random_weights: Run the same architecture with random weights as well, on each table's first prompt.
     """
     from jaxprobe.paper import run_paper
 
     limit = None if full else limit
     out = out or _smoke_folder("paper-runs", limit)
-    frame = run_paper(model, out, data_dir, prompts, limit, _say, console_progress(log))
+    frame = run_paper(model, out, data_dir, prompts, limit, _say, console_progress(log), random_weights)
     _output().frame(frame, "Test R2, ours and the paper's", folder=str(out))
-
-
-@app.command
-def doctor(model: str = "demo", tokenizer: str | None = None) -> None:
-    """Check the installation, the devices and a model's states against PyTorch; paste its lines into a bug report.
-
-    Exits with 1 where something is wrong; each such line says what to do.
-
-    Args:
-        model: Compared with Hugging Face in float32, where PyTorch is installed.
-        tokenizer: Folder or hub name of another tokenizer.
-    """
-    from jaxprobe.doctor import run_checks
-
-    if not _output().checks(run_checks(model, tokenizer)):
-        sys.exit(WRONG)
 
 
 @app.command(name="plan")

@@ -207,10 +207,11 @@ def test_the_papers_tables_stand_beside_the_papers_numbers(model, tables, tmp_pa
     tables_written = {path.stem for path in (tmp_path / "paper" / "experiments").glob("*.csv")}
     assert tables_written == {"layers", "prompts", "blocks", "entity_types", "controls", "paper"}
     assert "2 of 2 runs to do" in lines[0] and "What differs" in lines[-1]
-    # What is finished is not done again.
-    again = run_paper(model, tmp_path / "paper", only_art, (), 60, lines.append)
+    # What is finished is not done again; random weights are a further control of the first prompt.
+    again = run_paper(model, tmp_path / "paper", only_art, (), 60, lines.append, random_weights=True)
     assert any("0 of 2 runs to do" in line for line in lines)
-    pd.testing.assert_frame_equal(again, frame)
+    assert list(again["random_weights"].isna()) == [False, True]
+    pd.testing.assert_frame_equal(again.drop(columns="random_weights"), frame)
 
 
 def test_the_papers_numbers_are_all_there():

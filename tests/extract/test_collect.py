@@ -41,6 +41,15 @@ def test_prompts_share_a_compiled_program(folder, table):
     assert _compiled_root(model.config, model.mesh)._cache_size() == 1
 
 
+def test_a_state_that_is_not_finite_names_the_entity(folder, table):
+    model = load_model(str(folder), mesh=make_mesh({"data": 1}))
+    (token,) = {model.files.tokenizer.encode("Rome", add_special_tokens=False)[0]}
+    embedding = model.weights.embedding
+    embedding[...] = embedding[...].at[token].set(np.nan)
+    with pytest.raises(InputError, match=r"State 'embed' of table row 3 \('Rome'\) is not finite"):
+        extract_states(model, table)
+
+
 def test_a_store_goes_on_when_the_model_has_moved(folder, table, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
