@@ -5,6 +5,7 @@ seen as they were written. Rows are counted from 0, after the header.
 """
 
 import calendar
+import functools
 import string
 import warnings
 from collections.abc import Sequence
@@ -36,23 +37,28 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is neither .csv nor .parquet. Convert it to one of them.")
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except InputError:
+        raise
     # pandas, pyarrow and the decompressors raise all kinds for a damaged file; their text is what helps.
     except Exception as error:
         raise InputError(f"{path} can't be read: {error}. Check that it is whole, and a CSV in UTF-8.") from error
-    frame = frame.set_axis(frame.columns.map(str), axis=1)
-    if len(frame.columns) == 1 and (found := [mark for mark in ";\t|" if mark in frame.columns[0]]):
-        raise InputError(
-            f"{path} has one column, {shorten(frame.columns[0])!r}: its separator seems to be {found[0]!r}. Save it "
-            "with commas."
-        )
-    return frame
+    return frame.set_axis(frame.columns.map(str), axis=1)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         # A row with more fields than the header would lose its last ones.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        read = functools.partial(
+            pd.read_csv, path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+        )
+        header = list(read(nrows=0))
+        if len(header) == 1 and (found := [mark for mark in ";\t|" if mark in header[0]]):
+            raise InputError(
+                f"{path} has one column, {shorten(header[0])!r}: its separator seems to be {found[0]!r}. Save it with "
+                "commas."
+            )
+        return read()
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
