@@ -1,5 +1,6 @@
 """One model on several meshes: same states, same scores, every array where the legend says, no needless traffic."""
 
+import functools
 import math
 from collections import Counter
 
@@ -53,6 +54,7 @@ def table():
     return EntityTable("towns", texts, targets, ("height", "size"), ("m", "km"), np.arange(ROWS) % 4 == 0)
 
 
+@functools.cache
 def load(folder, mesh, **options):
     return load_model(folder, mesh=make_mesh(parse_mesh(mesh)), **options)
 
@@ -82,12 +84,16 @@ def test_meshes_give_the_same_states_and_scores(folder, table, whole, mesh):
     assert probes.headline == whole[1].headline
 
 
+@pytest.fixture(scope="module")
+def whole_of_few_heads(few_heads, table):
+    return probe(load(few_heads, ONE), table)
+
+
 @pytest.mark.parametrize("mesh", ["model=4", "model=8", "data=2,model=4"])
-def test_copies_of_heads_give_the_same_states_and_scores(few_heads, table, mesh):
+def test_copies_of_heads_give_the_same_states_and_scores(few_heads, table, whole_of_few_heads, mesh):
     states, probes = probe(load(few_heads, mesh, replicate_kv=True), table)
-    expected = probe(load(few_heads, ONE), table)
-    assert_same_states(states, expected[0])
-    assert_same_scores(probes, expected[1])
+    assert_same_states(states, whole_of_few_heads[0])
+    assert_same_scores(probes, whole_of_few_heads[1])
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -109,8 +115,10 @@ def test_every_parameter_is_where_the_legend_says(folder, mesh):
 BINS, SLOTS, WANTED, ROOT_SLOTS = 16, 24, 16, 48
 
 
-def compile_forward(model, what):
+@functools.cache
+def compile_forward(folder, mesh, what):
     """The compiled forward of one batch ("step"), or of the prefix that all share ("root")."""
+    model = load(folder, mesh)
     mesh, config = model.mesh, model.config
 
     def array(shape, letters, dtype=jnp.int32):
@@ -158,7 +166,7 @@ def test_devices_exchange_no_more_than_the_list_allows(folder, mesh, what):
     """No gathering of a whole weight, of the whole embedding or of activations, and nothing that has no reason."""
     model = load(folder, mesh)
     found = Counter()
-    for one in collectives(compile_forward(model, what).as_text()):
+    for one in collectives(compile_forward(folder, mesh, what).as_text()):
         assert one.times in (1, model.config.layers)
         found[one.kind, one.times > 1] += one.size
     allowed = allowed_traffic(model, what)
@@ -172,10 +180,10 @@ def test_results_are_where_the_legend_says(folder, mesh):
     """States by bins and wanted rows, the root's keys by heads; once as the shape of one device's part."""
     model = load(folder, mesh)
     data, fsdp, share = (model.mesh.shape[axis] for axis in ("data", "fsdp", "model"))
-    shardings = compile_forward(model, "step").output_shardings
+    shardings = compile_forward(folder, mesh, "step").output_shardings
     states = NamedSharding(model.mesh, jax.P(None, ("data", "fsdp"), "model", None))
     assert len(shardings) == 3 and all(sharding.is_equivalent_to(states, 4) for sharding in shardings)
     shape = (3, BINS, WANTED, 64)
     assert shardings[1].shard_shape(shape) == (3, BINS // (data * fsdp), WANTED // share, 64)
-    for sharding in compile_forward(model, "root").output_shardings:
+    for sharding in compile_forward(folder, mesh, "root").output_shardings:
         assert sharding.is_equivalent_to(NamedSharding(model.mesh, jax.P(None, None, "model", None)), 4)

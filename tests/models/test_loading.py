@@ -197,9 +197,8 @@ def test_copies_of_heads_hold_the_same_numbers(tmp_path, model_devices):
 
 def test_random_weights_with_copies_of_heads_are_the_same_model(tmp_path):
     save_llama(tmp_path, kv_heads=2)
-    config, mesh = open_checkpoint(tmp_path).config(), make_mesh({"model": 8})
-    whole = random_llama(config, make_mesh({"data": 1}), "float32", seed=3)
-    copied = random_llama(replicated(config, mesh), mesh, "float32", seed=3)
+    config, one = open_checkpoint(tmp_path).config(), make_mesh({"data": 1})
+    whole, copied = (random_llama(c, one, "float32", seed=3) for c in (config, config.with_kv_copies(4)))
     for name in ("query", "output", "down"):
         expected, found = (np.asarray(getattr(model.blocks, name)[...]).ravel() for model in (whole, copied))
         np.testing.assert_array_equal(found, expected, err_msg=name)
