@@ -357,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except InputError as error:
-        _end_job(UNUSABLE_INPUT, [f"[bold red]Error:[/] {escape(problem)}" for problem in error.problems], error)
+        _end_job(UNUSABLE_INPUT, [f"Error: {problem}" for problem in error.problems], error)
         for problem in error.problems:
             errors.print(f"[bold red]Error:[/] {escape(problem)}")
         if as_json:
@@ -403,7 +403,7 @@ def _run(settings: RunConfig, processes: str | None = None) -> None:
     from jaxprobe.distributed import is_main, job
     from jaxprobe.run import run as run_settings
 
-    with job(processes, errors.print):
+    with job(processes, _tell):
         log.quiet |= not is_main()
         directory = run_settings(settings, _say, console_progress(log))
         if is_main():
@@ -414,11 +414,15 @@ def _end_job(code: int, lines: Sequence[str], error: BaseException) -> None:
     """Where this is one of several processes: ends all of them, itself too."""
     distributed = sys.modules.get("jaxprobe.distributed")  # not imported yet: there is no job
     if distributed:
-        distributed.end(code, lines, errors.print, agreed=isinstance(error, distributed.AgreedError))
+        distributed.end(code, lines, _tell, agreed=isinstance(error, distributed.AgreedError))
 
 
 def _say(line: str) -> None:
     log.print(escape(line))
+
+
+def _tell(line: str) -> None:
+    errors.print(escape(line))
 
 
 def _smoke_folder(name: str, limit: int | None) -> Path:

@@ -35,7 +35,8 @@ LOOK_SECONDS = 1.0
 # How long process 0, which the others hear it from, stays for that.
 LEAVE_SECONDS = 5.0
 _ENDED, _ALIVE = "jaxprobe/ended", "jaxprobe/alive/"
-_LOST = (1, ["Process 0 does not answer any more: killed, or its machine is gone."])
+_GO_ON = "Stored shards are kept: the same command goes on from there."
+_LOST = (1, [f"Process 0 does not answer any more: killed, or its machine is gone. {_GO_ON}"])
 _exchanges = itertools.count()
 _joined = threading.Event()  # set while this process is one of a job
 _ending = threading.Lock()  # held by the thread that ends this process
@@ -127,7 +128,7 @@ def job(processes: str | None, tell: Callable[[str], None]) -> Iterator[None]:
     except Exception as error:
         line = f"{type(error).__name__}: {error}"
         if "Gloo" in str(error) or "UNAVAILABLE" in str(error):
-            line = f"The connection to another process broke: killed, or its machine is gone ({error})."
+            line = f"Another process was killed, or its machine is gone ({error}). {_GO_ON}"
         else:
             traceback.print_exc()
         end(1, [line], tell)
@@ -177,7 +178,8 @@ def _watch(done: threading.Event, tell: Callable[[str], None]) -> None:
             client.key_value_set(f"{_ALIVE}{jax.process_index()}", str(beat), allow_overwrite=True)
             silent = is_main() and _silent(client, heard)
             if silent:
-                end(1, [f"Process {silent} is silent for {HEARTBEAT_SECONDS} s: killed, or its machine is gone."], tell)
+                line = f"Process {silent} is silent for {HEARTBEAT_SECONDS} s: killed, or its machine is gone. {_GO_ON}"
+                end(1, [line], tell)
             code, lines = json.loads(client.key_value_try_get(_ENDED))
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
