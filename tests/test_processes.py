@@ -30,7 +30,7 @@ HEARTBEAT = 5  # seconds, for these tests
 PATIENCE = 100  # seconds after which a process hangs
 # Sums in another order leave 1e-6 in the states; a penalty chosen between two that are as good may then differ.
 TOLERANCE = 1e-4
-# Rows that are predicted alike change places: with 30 test rows each such pair moves Spearman's coefficient by 4e-4, and
+# Rows that are predicted alike change places: of 30 test rows each such pair moves Spearman's coefficient by 4e-4, and
 # where the last token tells nothing `embed` predicts all of them alike.
 RANK_TOLERANCE = 5e-3
 SCRIPTS = Path(__file__).parents[1] / "scripts"
