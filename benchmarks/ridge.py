@@ -97,6 +97,7 @@ class Engine:
 
     def close(self) -> None:
         self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
 
