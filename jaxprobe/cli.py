@@ -112,22 +112,6 @@ def paper(
     _output().frame(frame, "Test R2, ours and the paper's", folder=str(out))
 
 
-@app.command
-def doctor(model: str = "demo", tokenizer: str | None = None) -> None:
-    """Check the installation, the devices and a model's states against PyTorch; paste its lines into a bug report.
-
-    Exits with 1 where something is wrong; each such line says what to do.
-
-    Args:
-        model: Compared with Hugging Face in float32, where PyTorch is installed.
-        tokenizer: Folder or hub name of another tokenizer.
-    """
-    from jaxprobe.doctor import run_checks
-
-    if not _output().checks(run_checks(model, tokenizer)):
-        sys.exit(WRONG)
-
-
 @app.command(name="plan")
 def plan_run(
     model: str,
@@ -165,6 +149,22 @@ def plan_run(
         say=_say,
     )  # fmt: skip
     _output().plan(made)
+
+
+@app.command
+def doctor(model: str = "demo", tokenizer: str | None = None) -> None:
+    """Check the installation, the devices and a model's states against PyTorch; paste its lines into a bug report.
+
+    Exits with 1 where something is wrong; each such line says what to do.
+
+    Args:
+        model: Compared with Hugging Face in float32, where PyTorch is installed.
+        tokenizer: Folder or hub name of another tokenizer.
+    """
+    from jaxprobe.doctor import run_checks
+
+    if not _output().checks(run_checks(model, tokenizer)):
+        sys.exit(WRONG)
 
 
 @experiment.command
