@@ -203,7 +203,7 @@ def _held_out_cells(held: dict[str, Any]) -> tuple[str, str, str, str]:
     better = f", higher in {held['better']}" if held["better"] else ""
     what = f"each {held['group'].replace('_', ' ')}: R² lower in {held['worse']} of {held['groups']}{better}"
     metric, unit = ("error_km_median", " km") if "error_km_median" in held["medians"] else ("proximity_error", "")
-    digits, name = (",.0f", "error") if unit else (".3f", "proximity error")
+    digits, name = (",.0f", "median error") if unit else (".3f", "proximity error")
     values = (f"{name} {held['medians'][metric][fit]:{digits}}{unit}" for fit in ("nominal", "held_out"))
     return run, what, *values
 
@@ -224,7 +224,7 @@ def plan_table(result: dict[str, Any]) -> str:
         forward = plan["forward"]
         moved = sum(one["times"] * one["size"] for one in forward["collectives"]) / 1e9
         peaks = " / ".join(
-            f"{plan[f'peak_{way}'] / 1e9:.1f}" + ("" if plan[f"fits_{way}"] else " (does not fit)")
+            f"{plan[f'peak_{way}'] / 1e9:.1f} GB" + ("" if plan[f"fits_{way}"] else " (does not fit)")
             for way in ("stored", "streamed")
         )
         cells = (
@@ -232,7 +232,7 @@ def plan_table(result: dict[str, Any]) -> str:
             plan["topology"] + ("" if plan["compiled"] else " (counted)"),
             mesh_text(plan["mesh"]),
             f"{plan['parameters'] / 1e9:.1f} GB",
-            f"{peaks} GB",
+            peaks,
             f"{plan['chip_memory'] / 1e9:.0f} GB",
             number(forward["operations"] / 1e12),
             f"{number(moved)} GB",
@@ -241,9 +241,9 @@ def plan_table(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     first = result["plans"][0]
     notes = [
-        f"Sizes and operations are of each chip. {first['table']}, prompt {first['prompt']}: {first['entities']:,} "
+        f"Sizes and operations are of each chip. {first['table']}, prompt `{first['prompt']}`: {first['entities']:,} "
         f"entities, {first['distinct_prefixes']:,} distinct prefixes. Compiled with jax {result['versions']['jax']}; "
-        "nothing was run.",
+        f"nothing was run. The times for {first['topology']} rest on the following, and the others on the like:",
         "",
         *(f"- {line}" for line in first["assumptions"]),
     ]
