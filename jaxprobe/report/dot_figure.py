@@ -40,7 +40,7 @@ def draw_dots(frame: pd.DataFrame, kinds: Mapping[str, str], title: str, subtitl
     with house_style():
         figure = Figure(figsize=(max(names + PANEL * len(metrics) + 0.25, 5.4), sum(heights) + TOP + BOTTOM))
         space = area(figure, left=names, right=0.25, bottom=BOTTOM, top=TOP)
-        grid = space.subgridspec(len(sections), len(metrics), height_ratios=heights, wspace=0.08, hspace=0)
+        grid = space.subgridspec(len(sections), len(metrics), height_ratios=heights, wspace=0.16, hspace=0)
         for column, metric in enumerate(metrics):
             part = frame[frame["metric"] == metric]
             limits = axis_limits(part, metric)
@@ -100,7 +100,7 @@ def _finish(axes: Axes, labels: list[str], name: str) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(axis="y", length=0, labelsize=8, labelcolor=INK)
     axes.tick_params(axis="x", labelbottom=bool(name), bottom=bool(name))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(bool(name))
     axes.grid(True, axis="x", color=FAINT, linewidth=0.5)
