@@ -18,7 +18,7 @@ from jaxprobe.distributed import agreed, check_alike, exchange, is_main
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
 from jaxprobe.experiments.layers import LayerProbes, entity_frame, fit_probes, prediction_frame
-from jaxprobe.experiments.streaming import make_folds, stream_probes, streaming_size
+from jaxprobe.experiments.streaming import make_folds, stream_probes, streaming_memory
 from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import (
     Extraction,
@@ -139,7 +139,7 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
             "--fold-group goes with --no-store; with stored states the penalty is chosen by leave-one-out."
         )
     sizes = len(extraction.states), len(folds), extraction.width, len(table.target_names)
-    moments = 0 if config.store else streaming_size(*sizes, mesh.size)
+    sums = Memory(0, 0) if config.store else streaming_memory(*sizes, mesh)
     inputs = extraction_settings(files, extraction) | {
         "dtype": dtype,
         "targets": [table.targets.tolist(), table.is_test.tolist()],
@@ -149,7 +149,7 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
     directory = RunDirectory(config.out)
     if is_main():
         directory.check_owner(document)
-    memory = memory_needed(passes, files.config, mesh, dtype, moments)
+    memory = memory_needed(passes, files.config, mesh, dtype, sums)
     prepared = Prepared(
         config, table, files, mesh, mesh_reason, dtype, extraction, passes, folds, memory, directory, document
     )

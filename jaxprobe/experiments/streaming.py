@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.distributed import gather_rows
@@ -12,12 +13,14 @@ from jaxprobe.errors import InputError
 from jaxprobe.experiments.layers import LayerProbes, score_probes
 from jaxprobe.extract.collect import Extraction, stream_moments, stream_states
 from jaxprobe.extract.forward import ShardStates
+from jaxprobe.extract.memory import Memory
 from jaxprobe.extract.moments import MomentStream, moments_size
 from jaxprobe.models.load import LanguageModel
 from jaxprobe.probes.folds import total
 from jaxprobe.probes.metrics import Interval
 from jaxprobe.probes.moments import Moments, centre
 from jaxprobe.probes.ridge import RidgeFit, fit_moments, predict_layer
+from jaxprobe.probes.spread import on_tpu
 from jaxprobe.progress import Progress, default_progress
 
 FOLDS = 5
@@ -51,10 +54,11 @@ def make_folds(table: EntityTable, group: str | None = None, seed: int = 0) -> d
     return {str(name): train[labels == name] for name in names}
 
 
-def streaming_size(states: int, folds: int, width: int, targets: int, devices: int) -> int:
-    """Bytes on each device: the moments, and what the fit of one state takes."""
+def streaming_memory(states: int, folds: int, width: int, targets: int, mesh: Mesh) -> Memory:
+    """The moments on each device, and what the fit of one state takes: on a TPU, which has no float64, of the host."""
+    moments = moments_size(states, folds, width, targets, mesh.size)
     fit = _FIT_COPIES * 8 * folds * width * (width + targets + 1)
-    return moments_size(states, folds, width, targets, devices) + fit
+    return Memory(fit, moments) if on_tpu(mesh) else Memory(0, moments + fit)
 
 
 def stream_probes(

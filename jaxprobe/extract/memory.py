@@ -19,20 +19,23 @@ SHARDS_IN_MEMORY = 3
 
 
 class Memory(NamedTuple):
-    """Bytes: of the host, and of each device; 0 for devices that use the host's own (CPU)."""
+    """Bytes: of the host, and of each device."""
 
     host: int
     device: int
 
 
 def memory_needed(
-    extractions: Sequence[Extraction], config: LlamaConfig, mesh: Mesh, dtype: str, moments: int = 0
+    extractions: Sequence[Extraction], config: LlamaConfig, mesh: Mesh, dtype: str, sums: Memory
 ) -> Memory:
     """What stays in memory while the extractions run one after the other: weights, shards, results not yet copied.
 
     Args:
       config: of the blocks that are run.
-      moments: bytes on each device for sums of streamed rows.
+      sums: what streamed rows are summed up in.
+
+    Returns:
+      The host's, and each device's: 0 for devices that use the host's own memory (CPU).
     """
     item = np.dtype(DTYPES[dtype]).itemsize
     weights = config.parameter_count() * item // (mesh.shape["fsdp"] * mesh.shape["model"])
@@ -42,10 +45,10 @@ def memory_needed(
         for shard in extraction.plan.shards:
             shards = max(shards, SHARDS_IN_MEMORY * len(shard.rows) * row)
             steps = max(steps, (STEPS_IN_FLIGHT + 1) * shard.batches[0].wanted.size * row)
-    device = weights + moments + steps * share_count(mesh) // mesh.size
+    device = weights + sums.device + steps * share_count(mesh) // mesh.size
     if mesh.devices.flat[0].platform == "cpu":
-        return Memory(shards + device * len(mesh.local_devices), 0)
-    return Memory(shards, device)
+        return Memory(shards + sums.host + device * len(mesh.local_devices), 0)
+    return Memory(shards + sums.host, device)
 
 
 def check_memory(needed: Memory, mesh: Mesh) -> None:

@@ -11,7 +11,7 @@ from benchmarks.engines import ENGINES, NOT_COMPARED
 from benchmarks.summary import speed_up, summarise
 from benchmarks.worker import systematic_sample
 from jaxprobe.data.catalog import load_table
-from tests.extract import test_forward
+from tests import tiny_llama
 from tests.tiny_llama import save_llama, save_tokenizer
 
 ENTITIES = 300
@@ -54,13 +54,13 @@ def test_every_engine_runs_or_says_why_not(result):
 
 def test_all_states_are_the_models_own(result):
     for entry in result["tables"][0]["engines"]:
-        assert 0 < entry["agreement"]["row_norm"] <= test_forward.ROW_NORM, entry["engine"]
-        assert 0 < entry["agreement"]["per_dimension"] <= test_forward.PER_DIMENSION, entry["engine"]
+        assert 0 < entry["agreement"]["row_norm"] <= tiny_llama.ROW_NORM, entry["engine"]
+        assert 0 < entry["agreement"]["per_dimension"] <= tiny_llama.PER_DIMENSION, entry["engine"]
         assert entry["agreement"]["states"] == 4
 
 
 def test_the_bounds_are_those_of_the_forwards_own_tests():
-    assert (agreement.ROW_NORM, agreement.PER_DIMENSION) == (test_forward.ROW_NORM, test_forward.PER_DIMENSION)
+    assert (agreement.ROW_NORM, agreement.PER_DIMENSION) == (tiny_llama.ROW_NORM, tiny_llama.PER_DIMENSION)
 
 
 def test_schemes_run_fewer_and_fewer_slots(result):

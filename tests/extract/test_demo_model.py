@@ -11,7 +11,8 @@ from jaxprobe.extract.collect import extract_states
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model
 from jaxprobe.models.source import find_model
-from tests.extract.test_forward import assert_same, theirs
+from tests.extract.test_forward import theirs
+from tests.tiny_llama import assert_same_states
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_states_of_64_cities_equal_hugging_face(model, truth, names, prompt):
     found = extract_states(model, table_of(names), prompt, final_norm=True)
     template = {"empty": "{}", "coords": "What are the lat/lon coordinates of {}"}[prompt]
     sequences = [[1, *model.files.tokenizer(template.format(name)).input_ids] for name in names]
-    assert_same(found, theirs(truth, sequences))
+    assert_same_states(found, theirs(truth, sequences))
 
 
 def test_a_part_of_the_layers_is_the_same_part_of_the_states(model, names):
