@@ -16,19 +16,27 @@ SHARE_OF_PRODUCT = 0.75
 _SIDE, _REPEATS = 2048, 3
 
 
-def forward_operations(plan: Plan, config: LlamaConfig) -> float:
-    """Floating-point operations of the matrix products in the forward passes of a plan.
-
-    A slot meets every weight of every block in a multiplication and an addition, and each query head multiplies its
-    bin's slots and the root's, once for the scores and once for the values.
-    """
+def matrix_weights(config: LlamaConfig) -> int:
+    """Numbers in one block's weight matrices."""
     sizes = config.sizes()
-    matrices = [axes[1:] for axes in BLOCK_AXES.values() if len(axes) > 2]
-    weights = sum(math.prod(sizes[axis] for axis in axes) for axes in matrices)
+    return sum(math.prod(sizes[axis] for axis in axes[1:]) for axes in BLOCK_AXES.values() if len(axes) > 2)
+
+
+def slot_operations(config: LlamaConfig, keys: int) -> int:
+    """Floating-point operations of the products of one slot in one block.
+
+    The slot meets every weight in a multiplication and an addition, and each of its query heads meets ``keys`` slots
+    (its bin's and the root's), once for the scores and once for the values.
+    """
     heads = config.kv_heads * config.queries_per_kv * config.head_width
+    return 2 * (matrix_weights(config) + 2 * keys * heads)
+
+
+def forward_operations(plan: Plan, config: LlamaConfig) -> int:
+    """Floating-point operations of the matrix products in the forward passes of a plan."""
     shapes = [batch.tokens.shape for shard in plan.shards for batch in shard.batches]
-    products = sum(bins * slots * (weights + 2 * heads * (slots + len(plan.root))) for bins, slots in shapes)
-    return 2.0 * config.layers * products
+    root = len(plan.root)
+    return config.layers * sum(bins * slots * slot_operations(config, slots + root) for bins, slots in shapes)
 
 
 def forward_seconds(operations: float, mesh: Mesh) -> float | None:

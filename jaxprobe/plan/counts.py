@@ -3,12 +3,11 @@
 Letters and mesh axes as in jaxprobe/mesh.py. Everything is of one chip.
 """
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jaxprobe.extract.cost import matrix_weights, slot_operations
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.llama import BLOCK_AXES
 from jaxprobe.plan.hlo import Collective
 
 
@@ -32,19 +31,13 @@ class Count(NamedTuple):
     collectives: tuple[Collective, ...]
 
 
-def matrix_weights(config: LlamaConfig) -> int:
-    """Numbers in one block's weight matrices: a token meets each once, in a multiplication and an addition."""
-    sizes = config.sizes()
-    return sum(math.prod(sizes[axis] for axis in axes[1:]) for axes in BLOCK_AXES.values() if len(axes) > 2)
-
-
 def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int) -> Count:
     """The forward of ``step.bins`` bins."""
     data, model = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1)
     bins = step.bins // data
     tokens, keys = bins * step.slots, step.root + step.slots
     heads = config.kv_heads * config.queries_per_kv * config.head_width
-    products = 2 * tokens * (matrix_weights(config) + 2 * keys * heads) // model
+    products = tokens * slot_operations(config, keys) // model
     weights = matrix_weights(config) * dtype_bytes // model
     stream, inner = 4 * tokens * config.width, 4 * tokens * config.mlp_width // model
     query, scores = 4 * tokens * heads // model, 4 * tokens * keys * heads // config.head_width // model

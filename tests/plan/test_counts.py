@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jaxprobe.extract.cost import matrix_weights
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.llama import Bins, Root, abstract_llama, forward
 from jaxprobe.models.published import find_published
-from jaxprobe.plan.counts import Step, count_ridge, count_step, matrix_weights
+from jaxprobe.plan.counts import Step, count_ridge, count_step
 from jaxprobe.plan.hlo import Collective
 from jaxprobe.probes import cholesky
 
