@@ -1,7 +1,6 @@
 """Tables and plots follow from the result files, and the README's from the committed ones."""
 
 import json
-import re
 
 import numpy as np
 import pandas as pd
@@ -71,18 +70,8 @@ def test_the_plot_names_every_engine(tmp_path):
 
 
 def test_readme_matches_the_result_files():
-    readme = tables.ROOT / "README.md"
-    named = re.findall(r"<!-- table:([\w.-]+) -->", readme.read_text())
-    if not named:
-        pytest.skip("README.md has no marked table")
-    # A table whose result is not measured yet is empty.
-    text = readme.read_text()
-    for name in named:
-        if not (tables.RESULTS / f"{name}.json").is_file():
-            empty = f"<!-- table:{name} -->\n<!-- /table:{name} -->\n"
-            assert empty in text, f"{name}.json is not there, and its table is not empty"
-            text = text.replace(empty, "")
-    assert tables.with_tables(text) == text
+    text = (tables.ROOT / "README.md").read_text()
+    assert "<!-- table:demo -->" in text and tables.with_tables(text) == text
 
 
 def test_the_demo_table_stands_beside_what_would_explain_it():
