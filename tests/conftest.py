@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -20,6 +21,8 @@ with install_import_hook(["jaxprobe.models", "jaxprobe.extract", "jaxprobe.probe
 import jax
 import pytest
 
+# A shell starts what it runs in the background deaf to Ctrl-C, and the processes that tests interrupt would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
