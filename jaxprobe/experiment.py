@@ -174,9 +174,9 @@ def control(
 ) -> pd.DataFrame:
     """experiments/controls.py for each run; with random weights the architecture is run once more."""
     frames = []
-    for run in _open_each(runs, "controls", progress):
+    for run in list(_open_each(runs, "open", progress)):  # reading states with random weights shows its own tasks
         wanted = state or run.headline
-        random = random_states(run.config, run.table, wanted) if random_weights else None
+        random = random_states(run.config, run.table, wanted, progress) if random_weights else None
         frames.append(controls.run(run.activations, run.table, wanted, random_weights=random, **_names(run)))
     return pd.concat(frames, ignore_index=True)
 
@@ -189,7 +189,9 @@ def unit_vectors(runs: Sequence[Path], state: str | None = None, progress: Progr
     return pd.concat(frames, ignore_index=True)
 
 
-def random_states(config: RunConfig, table: EntityTable, state: str) -> Mapping[str, np.ndarray]:
+def random_states(
+    config: RunConfig, table: EntityTable, state: str, progress: Progress | None = None
+) -> Mapping[str, np.ndarray]:
     """The state of every entity by the run's architecture with random weights, seeded, in memory."""
     layer = int(state) if state.isdecimal() else None
     last = None if state == "final_norm" else layer or 0
@@ -200,7 +202,8 @@ def random_states(config: RunConfig, table: EntityTable, state: str) -> Mapping[
     weights = random_llama(files.config, mesh, DTYPES[dtype], config.seed)
     model = LanguageModel(files, weights, mesh, dtype)
     kept = () if layer is None else (layer,)
-    return extract_states(model, table, config.prompt, layers=kept, final_norm=state == "final_norm", seed=config.seed)
+    options = {"layers": kept, "final_norm": state == "final_norm", "seed": config.seed, "progress": progress}
+    return extract_states(model, table, config.prompt, **options)
 
 
 def write_table(name: str, frame: pd.DataFrame, run: Path) -> Path:
