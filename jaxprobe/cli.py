@@ -4,6 +4,7 @@ What takes seconds to import (JAX, transformers) is imported by the command that
 """
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -336,8 +337,11 @@ class _Terminated(BaseException):
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Ends the command by an exception, except inside of JAX's garbage collection, where it would be dropped."""
-    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+    """Ends the command by an exception; not in a callback of the garbage collection (JAX has one), which drops it."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None and frame.f_code not in callbacks:
+        frame = frame.f_back
+    if frame is not None:
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
     elif number == signal.SIGINT:
         raise KeyboardInterrupt
