@@ -121,7 +121,8 @@ def block_figures(frame: pd.DataFrame) -> list[Figure]:
     """For each run: every group by the probe of all training rows, and by one that was fitted without the group."""
     frame = _means(frame)[lambda rows: rows["fit"] != "difference"]
     # The cells' R2 is about the mean of all rows tested, which are its group.
-    frame = frame.assign(section=frame["group"].str.replace("_", " "), row=frame["held_out"], kind=frame["fit"])
+    rows = frame["held_out"].replace("", "(none)")  # places of no continent
+    frame = frame.assign(section=frame["group"].str.replace("_", " "), row=rows, kind=frame["fit"])
     frame["metric"] = frame["metric"].replace("r2", "r2_block_mean")
     kinds = {"nominal": "probe of all training rows", "held_out": "fitted without the group, or cells and buffer"}
     return [_dots(run, part, kinds, "Groups that the probe never saw") for run, part in frame.groupby(RUN, sort=False)]
