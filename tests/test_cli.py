@@ -16,7 +16,7 @@ from jaxprobe import cli, load_table
 from jaxprobe.config import RunConfig, default_folder
 from jaxprobe.extract.store import ActivationStore
 from jaxprobe.rundir import RunDirectory
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 
 def call(*arguments, **options):
@@ -76,8 +76,7 @@ def test_exports_a_run(tmp_path, capsys):
 def towns(tmp_path_factory):
     """A folder with a table and a tiny model, and the command that runs them; the run's folder is not named."""
     folder = tmp_path_factory.mktemp("towns")
-    vocabulary = save_tokenizer(folder / "model", ["Paris", "Lima"])
-    save_llama(folder / "model", vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder / "model", ["Paris", "Lima"])
     years = np.random.default_rng(0).uniform(1500, 2000, 60)
     pd.DataFrame({"name": [f"[bold]Town {i}" for i in range(60)], "founded": years}).to_csv(folder / "towns.csv")
     return folder, ["run", "--model", "model", "--dataset", "towns.csv", "--target", "founded", "--mesh", "data=1"]

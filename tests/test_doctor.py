@@ -10,14 +10,13 @@ import pytest
 
 from jaxprobe import cli, doctor
 from jaxprobe.models.load import open_model
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("doctor") / "model"
-    vocabulary = save_tokenizer(folder, ["Paris", "Lima"])
-    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder, ["Paris", "Lima"])
     return str(folder)
 
 

@@ -16,7 +16,7 @@ from jaxprobe.extract.activations import open_activations
 from jaxprobe.paper import PUBLISHED, plan_runs, run_paper
 from jaxprobe.predict import conformal_width, predict
 from jaxprobe.run import run
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 SAME_PROBE = 1e-6  # fitted twice, from float32 states: sums in another order
@@ -25,8 +25,7 @@ SAME_PROBE = 1e-6  # fitted twice, from float32 states: sums in another order
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = save_tokenizer(folder, NAMES)
-    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder, NAMES)
     return str(folder)
 
 

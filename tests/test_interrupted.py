@@ -13,7 +13,7 @@ import pytest
 from jaxprobe import open_activations
 from jaxprobe.extract.activations import is_complete
 from jaxprobe.extract.trie import SHARD_ENTITIES
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 SHARDS = 5
@@ -23,8 +23,7 @@ SHARDS = 5
 def command(tmp_path_factory):
     """The command of a run of five shards, less --out."""
     folder = tmp_path_factory.mktemp("run")
-    vocabulary = save_tokenizer(folder / "model", NAMES)
-    save_llama(folder / "model", vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder / "model", NAMES)
     count = SHARDS * SHARD_ENTITIES - 100
     names = [f"{NAMES[i % 10]} {i // 10}" for i in range(count)]
     years = np.random.default_rng(0).uniform(1500, 2000, count)

@@ -18,7 +18,7 @@ from jaxprobe.mesh import make_mesh, parse_mesh, spec
 from jaxprobe.models.llama import BLOCK_AXES, MODEL_AXES, Bins, Root
 from jaxprobe.models.load import load_model
 from jaxprobe.plan.hlo import collectives
-from tests.tiny_llama import assert_same_states, save_llama, save_tokenizer
+from tests.tiny_llama import assert_same_states, save_model
 
 NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")
 ROWS = 80
@@ -31,16 +31,14 @@ SCORE_TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = save_tokenizer(folder, NAMES)
-    save_llama(folder, heads=16, kv_heads=8, vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder, NAMES, heads=16, kv_heads=8)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
 def few_heads(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
-    vocabulary = save_tokenizer(folder, NAMES)
-    save_llama(folder, heads=8, kv_heads=2, vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder, NAMES, heads=8, kv_heads=2)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 NOTEBOOK = Path(__file__).parent.parent / "scripts/probe_your_own_table.ipynb"
 
@@ -18,8 +18,7 @@ NOTEBOOK = Path(__file__).parent.parent / "scripts/probe_your_own_table.ipynb"
 def cells(tmp_path_factory):
     """The executed code cells: source -> its outputs."""
     folder = tmp_path_factory.mktemp("notebook")
-    vocabulary = save_tokenizer(folder / "model", ["Paris", "Reykjavik"])
-    save_llama(folder / "model", vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder / "model", ["Paris", "Reykjavik"])
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     (parameters,) = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     assert 'model_name = "demo"' in "".join(parameters["source"])

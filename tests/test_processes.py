@@ -22,7 +22,7 @@ from jaxprobe.extract.activations import is_complete
 from jaxprobe.models.source import DEMO_MODEL
 from jaxprobe.run import run
 from jaxprobe.rundir import RunDirectory
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 SHARD, SHARDS = 60, 12  # entities; in a run 4,096
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
@@ -65,8 +65,7 @@ def small_shards():
 def folder(tmp_path_factory):
     """A tiny model, and a table of five shards in which the names tell something of the target."""
     folder = tmp_path_factory.mktemp("inputs")
-    vocabulary = save_tokenizer(folder / "model", NAMES)
-    save_llama(folder / "model", vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder / "model", NAMES)
     count = SHARDS * SHARD - 10
     names = [f"{NAMES[i % 10]} {i // 10}" for i in range(count)]
     years = np.random.default_rng(0).normal(1700 + 20.0 * (np.arange(count) % 10), 10)

@@ -14,7 +14,7 @@ from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.run import run
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 
@@ -22,8 +22,7 @@ NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "P
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = save_tokenizer(folder, NAMES)
-    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)  # divides over devices
+    save_model(folder, NAMES)
     return str(folder)
 
 

@@ -57,6 +57,12 @@ def save_tokenizer(folder, texts):
     return tokenizer.get_vocab_size()
 
 
+def save_model(folder, texts, **llama):
+    """A tiny Llama with a tokenizer trained on ``texts``; its vocabulary divides over eight devices."""
+    vocabulary = save_tokenizer(folder, texts)
+    return save_llama(folder, vocabulary=-(-vocabulary // 8) * 8, **llama)
+
+
 def assert_same_states(found, expected):
     assert list(found) == list(expected)
     for state in expected:

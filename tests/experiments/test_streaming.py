@@ -13,7 +13,7 @@ from jaxprobe.models.load import load_model
 from jaxprobe.probes.metrics import r2
 from jaxprobe.probes.moments import Moments
 from jaxprobe.probes.ridge import fit_states, predict_layer
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")
 ROWS = 400
@@ -24,8 +24,7 @@ R2_TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = save_tokenizer(folder, NAMES)
-    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder, NAMES)
     return str(folder)
 
 

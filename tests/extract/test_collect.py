@@ -12,7 +12,7 @@ from jaxprobe.extract.collect import extract_states, open_store, plan_extraction
 from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model, open_model
-from tests.tiny_llama import save_llama, save_tokenizer
+from tests.tiny_llama import save_model
 
 NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")
 
@@ -20,8 +20,7 @@ NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "P
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = save_tokenizer(folder, NAMES)
-    save_llama(folder, vocabulary=-(-vocabulary // 8) * 8)
+    save_model(folder, NAMES)
     return folder
 
 
