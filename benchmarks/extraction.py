@@ -10,7 +10,6 @@ compiling are timed apart.
 
 import contextlib
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from benchmarks import machine, models
 from benchmarks.agreement import compare_states, require_same
 from benchmarks.engines import ENGINES, NOT_COMPARED, not_installed
+from benchmarks.output import say, write_result
 from benchmarks.processes import Process
 from benchmarks.rates import block_flops, matmul_shapes
 from benchmarks.summary import summarise
@@ -32,7 +32,6 @@ from jaxprobe.data.catalog import load_table
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.extract.trie import plan_bins
-from jaxprobe.files import replacing
 from jaxprobe.models.load import ModelFiles, open_model
 
 # Tokens of a step for which matmul rates are measured, and the cube's edge, by device.
@@ -102,8 +101,7 @@ def main(settings: Settings) -> dict[str, Any]:
             for dataset in settings.dataset
             for prompt in settings.prompt
         ]
-    with replacing(settings.out) as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, settings.out)
     say(f"wrote {settings.out}")
     return result
 
@@ -174,10 +172,6 @@ def step_shapes(files: ModelFiles, process: Process) -> dict[str, Any]:
     """The products whose rates are measured: of the model's own shapes for one step's tokens, and a cube."""
     rows, cube = STEP["cpu" if process.loaded["device"] == "cpu" else "accelerator"]
     return {"shapes": matmul_shapes(files.config, rows, cube), "rows": rows}
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ every probe beside its controls, and what is left of it without its neighbours. 
 only the result file is made anew, without a time.
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
 
 from benchmarks.machine import describe
-from jaxprobe.files import replacing
+from benchmarks.output import write_result
 
 RESULTS = Path(__file__).parent / "results"
 FITS = ("nominal", "held_out", "difference")
@@ -56,8 +55,7 @@ def main(
         "seconds": round(seconds, 1) if fresh else None,
         **summarise({path.stem: pd.read_parquet(path) for path in (out / "experiments").glob("*.parquet")}),
     }
-    with replacing(RESULTS / f"paper-{name}.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, RESULTS / f"paper-{name}.json")
 
 
 def summarise(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -6,7 +6,6 @@
 The programs are compiled for the slices; GPUs are counted. Nothing is run.
 """
 
-import json
 import os
 import sys
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
 os.environ["JAX_PLATFORMS"] = "cpu"  # JAX would look for a TPU where libtpu is installed
 
-from jaxprobe.files import replacing
+from benchmarks.output import write_result
 from jaxprobe.plan import words
 from jaxprobe.plan.planning import plan
 from jaxprobe.progress import in_words
@@ -45,8 +44,7 @@ def main(out: Path, dataset: str = "cities", prompt: str = "Where is {}", data_d
         print(f"{model} on {topology}: stored {in_words(made.stored['total'])}, fits {made.fits(True)}")
         plans.append(words.to_json(made))
     versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps({"versions": versions, "plans": plans}, indent=1) + "\n")
+    write_result({"versions": versions, "plans": plans}, out)
 
 
 if __name__ == "__main__":

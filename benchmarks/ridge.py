@@ -27,9 +27,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
 
 from benchmarks import machine
+from benchmarks.output import say, write_result
 from benchmarks.ridge_engines import ENGINES
 from benchmarks.tables import ridge_table
-from jaxprobe.files import replacing
 from jaxprobe.rundir import RunDirectory
 
 ALPHAS = np.logspace(0.8, 4.1, 12)  # the paper's grid
@@ -245,7 +245,6 @@ def main(settings: Settings) -> dict[str, Any]:
         "not_compared": {} if importlib.util.find_spec("himalaya") else {"himalaya": "not installed"},
         "cases": [],
     }
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         cases = {
             "a": lambda: case_a(settings),
@@ -260,14 +259,9 @@ def main(settings: Settings) -> dict[str, Any]:
     if settings.growth:
         result["growth"] = measure_growth(settings)
         plot_growth(result["growth"], settings.out.with_suffix(".png"))
-    with replacing(settings.out) as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, settings.out)
     print(ridge_table(result))
     return result
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

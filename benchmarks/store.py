@@ -11,7 +11,6 @@ writes benchmarks/results/store.json:
 """
 
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -26,12 +25,12 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
 
 from benchmarks import machine
+from benchmarks.output import say, write_result
 from jaxprobe.data.catalog import load_table
 from jaxprobe.experiments.streaming import make_folds
 from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import fill_store, open_store, plan_extraction, stream_states
 from jaxprobe.extract.store import ActivationStore
-from jaxprobe.files import replacing
 from jaxprobe.models.load import load_model
 from jaxprobe.probes.metrics import score
 from jaxprobe.probes.ridge import fit_states, predict_layer
@@ -158,16 +157,10 @@ def main(settings: Settings) -> dict[str, Any]:
             runs.append(run_jaxprobe(settings, scratch / f"streamed-{size}", "--no-store", *limit))
         result["streaming"] = [streamed(run) for run in runs]
         result["agreement"] = compare_r2(settings, stored, runs[-1])
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(settings.out) as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, settings.out)
     difference = result["agreement"]["largest_difference"]
     say(f"storing costs {result['storing']['overhead']:.1%}; R2 differs by {difference:.1e} at most")
     return result
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

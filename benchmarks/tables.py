@@ -71,8 +71,13 @@ def extraction_notes(result: dict[str, Any]) -> list[str]:
                     f"({number(entry['whole']['entities_per_s'])} entities/s), planning included; its slots ran at "
                     f"{entry['of_scan']:.0%} of the rate of a scan of the same layers' matmuls alone."
                 )
-    notes.append("Not compared: " + "; ".join(f"{name} ({why})" for name, why in result["not_compared"].items()) + ".")
+    notes.append(not_compared(result))
     return [notes[0], "", *(f"- {note}" for note in notes[1:])]
+
+
+def not_compared(result: dict[str, Any]) -> str:
+    """What was left out of a comparison, and why."""
+    return "Not compared: " + "; ".join(f"{name} ({why})" for name, why in result["not_compared"].items()) + "."
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -137,8 +142,7 @@ def ridge_table(result: dict[str, Any]) -> str:
         f"penalty that jaxprobe chooses in float64 for {same:.0%} of the states.",
     ]
     if result["not_compared"]:
-        left_out = "; ".join(f"{name} ({why})" for name, why in result["not_compared"].items())
-        notes.append(f"Not compared: {left_out}.")
+        notes.append(not_compared(result))
     return "\n".join([*lines, "", " ".join(notes)])
 
 
