@@ -61,6 +61,9 @@ class TransformerLens(_SortedBatches):
         from transformer_lens.model_bridge import TransformerBridge
 
         super().__init__(model)
+        # It is only given tokens. Left to itself it asks a hub for the tokenizer again, which a GGUF file's is not in.
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.init_kwargs |= {"name_or_path": model.config.name_or_path, "add_bos_token": True}
         self.bridge = TransformerBridge.boot_transformers(
             model.config.name_or_path, hf_model=self.own, tokenizer=tokenizer, dtype=model.dtype
         )
