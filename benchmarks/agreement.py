@@ -1,4 +1,4 @@
-"""Whether every engine gives the model's own states: those of Hugging Face in float32, one sequence at a time."""
+"""Whether every engine gives the model's own states: those of Hugging Face in float64, one sequence at a time."""
 
 from pathlib import Path
 from typing import Any

@@ -114,7 +114,7 @@ RIDGE_ENGINES = {
     "numpy float64": "15 lines of NumPy, float64",
     "jaxprobe generalised": "jaxprobe, generalised cross-validation",
     "jaxprobe k-fold": "jaxprobe, 5 folds, a penalty for each target",
-    "himalaya": "himalaya on PyTorch, the same folds",
+    "himalaya": "himalaya on PyTorch, the same folds (one state timed, times all)",
 }
 
 
@@ -137,7 +137,7 @@ def ridge_table(result: dict[str, Any]) -> str:
     notes = [
         f"{machine['processor']}, {machine['cores']} cores; jax {machine['versions']['jax']}. Medians of "
         f"{len(ours['seconds'])} alternating rounds. States × rows × dimensions: {sources}. {len(first['alphas'])} "
-        "penalties, exact leave-one-out where nothing else is said.",
+        "penalties, exact leave-one-out where nothing else is said; what takes more than a minute is timed once.",
         f"On the first, jaxprobe takes {ours['times_floor']:.2f} times the floor; scikit-learn in float64 chooses the "
         f"penalty that jaxprobe chooses in float64 for {same:.0%} of the states.",
     ]

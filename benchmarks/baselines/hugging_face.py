@@ -1,5 +1,6 @@
 """The model in Hugging Face PyTorch, and its states one sequence at a time: what every engine must reproduce."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,12 @@ def load(path: Path, dtype: torch.dtype, device: str) -> transformers.LlamaForCa
 def reference_states(model: transformers.LlamaForCausalLM, sequences: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Every state at each sequence's last token, without padding or batches: state -> [N, D] float32.
 
-    The last block's state comes from a hook, as Hugging Face's last hidden state is after the final norm.
+    A float32 model runs in float64, so that an engine's error is its own: two ways of rounding, each within the bounds,
+    may be further apart than one. The last block's state comes from a hook, as Hugging Face's last hidden state is
+    after the final norm.
     """
+    if model.dtype == torch.float32:
+        model = copy.deepcopy(model).double()
     layers = len(model.model.layers)
     last_block: list[torch.Tensor] = []
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("embed", *map(str, range(layers)), "final_norm")}
