@@ -60,10 +60,11 @@ class JaxProbe:
         self.states = choose_states(model.config, model.files.complete, None, False)
 
     def plan(self, ids: np.ndarray, starts: np.ndarray) -> None:
-        from jaxprobe.extract.forward import bins_per_step
+        from jaxprobe.extract.forward import bins_per_step, devices_per_share
         from jaxprobe.extract.trie import plan_bins
 
-        self._plan = plan_bins(ids, starts, bins=bins_per_step(self.model.mesh))
+        mesh = self.model.mesh
+        self._plan = plan_bins(ids, starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
         self.once = self._plan.slots - sum(self.slots())
 
     def slots(self) -> list[int]:

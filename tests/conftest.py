@@ -1,5 +1,6 @@
 """Every test runs with eight CPU devices, strict dtypes and no silent rank promotion; shapes are checked."""
 
+import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -39,10 +40,12 @@ def libtpu(request):
         match[0] for need in importlib.metadata.requires("jax") if (match := re.match(r"libtpu==[\d.*]+", need))
     )
     folder = request.config.cache.mkdir(re.sub(r"[^\w.]+", "-", wanted).rstrip("-."))
-    if not (folder / "complete").exists():
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
-        done = subprocess.run([*install, wanted], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"{wanted} can't be installed: {(done.stderr or 'no message').strip().splitlines()[-1]}")
-        (folder / "complete").touch()
+    with open(folder / "installing", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in two processes
+        if not (folder / "complete").exists():
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+            done = subprocess.run([*pip, wanted], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"{wanted} can't be installed: {(done.stderr or 'no message').strip().splitlines()[-1]}")
+            (folder / "complete").touch()
     sys.path.append(str(folder))

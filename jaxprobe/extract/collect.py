@@ -70,7 +70,7 @@ def plan_extraction(
     prompt = find_prompt(table.name, prompt) if isinstance(prompt, str) else prompt
     states = choose_states(files.config, files.complete, layers, final_norm)
     tokens = tokenize(files.tokenizer, table.texts, prompt, max_length=files.config.context, seed=seed)
-    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh))
+    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
     return Extraction(table.texts, prompt, tokens, plan, states, files.config.width)
 
 
@@ -85,7 +85,7 @@ def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: 
     for rows in parts:
         lengths = np.diff(tokens.starts)[rows]
         ids = np.concatenate([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows])
-        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins)
+        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins, multiple=devices_per_share(mesh))
         plans.append(plan._replace(shards=tuple(shard._replace(rows=rows[shard.rows]) for shard in plan.shards)))
     return [extraction._replace(plan=plan) for plan in with_one_width(plans)]
 

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     positions: Int[np.ndarray, "B T"]
     ends: Int[np.ndarray, "B T"]
     wanted: Int[np.ndarray, "B W"]  # slots whose states are returned; unused entries are 0
-    entities: slice  # which entities of the shard, in its order, this batch completes
+    entities: Int[np.ndarray, " E"]  # which entities of the shard this batch completes
     bins: Int[np.ndarray, " E"]  # for each of them, its bin ...
     columns: Int[np.ndarray, " E"]  # ... and its column of ``wanted``
 
@@ -62,16 +62,17 @@ def plan_bins(
     starts: Int[np.ndarray, " Eplus1"],
     *,
     bins: int,
-    multiple: int | None = None,
+    multiple: int = 1,
+    even: bool = False,
     slots: int = SLOTS,
     shard_entities: int = SHARD_ENTITIES,
 ) -> Plan:
     """Plans the bins for entities whose tokens are ``ids[starts[i]:starts[i + 1]]``, each at least two long.
 
     Args:
-      bins: B, bins for each step.
-      multiple: B may be less than ``bins`` by multiples of this, so that the steps of a shard are about full; default:
-        it may not.
+      bins: B of ordinary bins, for each step; of longer bins there are fewer, so that a step has about as many slots.
+      multiple: B divides by this; ``bins`` has to.
+      even: whether B may be less than ``bins``, so that the steps of a shard are about full.
       slots: T of an ordinary bin; a longer sequence takes a bin of the next power of two times T.
       shard_entities: entities a shard.
     """
@@ -93,9 +94,10 @@ def plan_bins(
         shards.append((rows, np.cumsum(new) - 1, sequences, _fill_bins(sequences, root_length, slots)))
         width = max(width, int(np.bincount(shards[-1][3].bin).max()))
     width = -(-width // 8) * 8
-    if multiple:
+    if even:
         bins = _bins_that_fill(max(len(shard[3].capacity) for shard in shards), bins, multiple)
-    planned = tuple(_lay_out(*shard, root_length, bins, width) for shard in shards)
+    size = lambda capacity: np.maximum(multiple, bins * slots // capacity // multiple * multiple)
+    planned = tuple(_lay_out(*shard, root_length, size(shard[3].capacity), width) for shard in shards)
     used += sum(batch.tokens.size for shard in planned for batch in shard.batches)
     new_tokens = lengths[order] - np.maximum(np.r_[0, shared[1:]], root_length)
     return Plan(ids[starts[order[0]] :][:root_length], planned, root_length + int(new_tokens.sum()), used)
@@ -162,19 +164,16 @@ def _lay_out(
     sequences: _Sorted,
     filled: _Filled,
     root_length: int,
-    bins: int,
+    size: np.ndarray,
     width: int,
 ) -> Shard:
-    """Writes one shard's bins into arrays, ``bins`` of one T to a batch.
+    """Writes one shard's bins into arrays, those of one T together; a T's last batch is padded with empty bins.
 
-    Batches keep the order of the bins; one that changes T, or is the last, is padded with empty bins.
+    Args:
+      size: [bins] B of the batch that each bin goes to.
     """
-    # Bins of one T that follow each other form batches of B.
-    change = np.r_[True, np.diff(filled.capacity) != 0]
-    run_start = np.maximum.accumulate(np.where(change, np.arange(len(change)), 0))
-    opens = (np.arange(len(change)) - run_start) % bins == 0
-    batch_of_bin = np.cumsum(opens) - 1
-    place_in_batch = np.arange(len(change)) - np.flatnonzero(opens)[batch_of_bin]
+    batch_of_bin, place_in_batch = _into_batches(filled.capacity, size)
+    count_batches = int(batch_of_bin.max()) + 1
 
     count = sequences.length - filled.depth  # new slots of each sequence
     sequence = np.repeat(np.arange(len(count)), count)
@@ -188,18 +187,18 @@ def _lay_out(
     last_slot = slot[np.cumsum(count) - 1]
     column = np.arange(len(count)) - np.searchsorted(filled.bin, filled.bin)
 
-    entity_batch = batch_of_bin[filled.bin[distinct]]
+    by_batch = lambda bins: _members(batch_of_bin[bins], count_batches)
+    first = [int(members[0]) for members in by_batch(np.arange(len(batch_of_bin)))]  # a bin of each batch
     batches = []
-    for batch in range(batch_of_bin[-1] + 1):
-        inside = slice(*np.searchsorted(batch_of_bin[slot_bin], [batch, batch + 1]))
-        ended = slice(*np.searchsorted(batch_of_bin[filled.bin], [batch, batch + 1]))
-        entities = slice(*map(int, np.searchsorted(entity_batch, [batch, batch + 1])))
-        shape = (bins, int(filled.capacity[np.searchsorted(batch_of_bin, batch)]))
+    for bin_, inside, ended, entities in zip(
+        first, by_batch(slot_bin), by_batch(filled.bin), by_batch(filled.bin[distinct]), strict=True
+    ):
+        shape = (int(size[bin_]), int(filled.capacity[bin_]))
         at = (place_in_batch[slot_bin[inside]], slot[inside])
         tokens, positions = np.zeros(shape, np.int32), np.full(shape, root_length, np.int32)
-        ends = np.tile(np.arange(1, shape[1] + 1, dtype=np.int32), (bins, 1))
+        ends = np.tile(np.arange(1, shape[1] + 1, dtype=np.int32), (shape[0], 1))
         tokens[at], positions[at], ends[at] = token[inside], depth[inside], end[inside]
-        wanted = np.zeros((bins, width), np.int32)
+        wanted = np.zeros((shape[0], width), np.int32)
         wanted[place_in_batch[filled.bin[ended]], column[ended]] = last_slot[ended]
         batches.append(
             Batch(
@@ -213,6 +212,25 @@ def _lay_out(
             )
         )
     return Shard(rows, tuple(batches))
+
+
+def _into_batches(capacity: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each bin, its batch and its place there: bins of one T follow each other, ``size`` of them to a batch."""
+    order = np.argsort(capacity, kind="stable")
+    position = np.arange(len(order))
+    change = np.r_[True, np.diff(capacity[order]) != 0]
+    run_start = np.maximum.accumulate(np.where(change, position, 0))
+    opens = (position - run_start) % size[order] == 0
+    batch, place = np.empty_like(position), np.empty_like(position)
+    batch[order] = np.cumsum(opens) - 1
+    place[order] = position - np.flatnonzero(opens)[batch[order]]
+    return batch, place
+
+
+def _members(batch: np.ndarray, count: int) -> list[np.ndarray]:
+    """For each of ``count`` batches, the indices that are of it, in order."""
+    order = np.argsort(batch, kind="stable")
+    return np.split(order, np.searchsorted(batch[order], np.arange(1, count)))
 
 
 def _subtree_ends(depth: Int[np.ndarray, " slots"]) -> Int[np.ndarray, " slots"]:

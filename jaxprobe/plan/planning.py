@@ -132,7 +132,7 @@ def plan(
     shares = share_count(make_mesh(sizes, devices)) if on_tpu else math.gcd(machine.hosts, sizes["data"])
     each = sizes["data"] * sizes["fsdp"] // shares
     bins = BINS_PER_DEVICE[machine.chip.platform] * each
-    layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each)
+    layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each, even=True)
     step, steps_wanted = _steps(layout, config, sizes, shares)
     job = _Job(machine, sizes, config, choose_states(config, True, None, False), dtype, table, layout, step)
     forward, moments, ridge = _compile(job, devices, say) if on_tpu else _count(job)

@@ -33,7 +33,7 @@ def check(sequences, plan):
     """Every entity's wanted slot holds its sequence; a prefix stands once, but for ancestors repeated in a new bin."""
     seen = np.zeros(len(sequences), int)
     for shard in plan.shards:
-        earlier = set()
+        computed = []  # paths that are not repeated at the head of their bin
         for batch in shard.batches:
             bins = [bin_paths(plan, batch, row) for row in range(len(batch.tokens))]
             for row, bin_, column in zip(shard.rows[batch.entities], batch.bins, batch.columns, strict=True):
@@ -41,10 +41,11 @@ def check(sequences, plan):
                 seen[row] += 1
             for paths in bins:
                 assert len(set(paths)) == len(paths)
-                repeated = [path for path in paths if path in earlier]
-                assert repeated == paths[: len(repeated)]
-                assert all(long[:-1] == short for short, long in itertools.pairwise(repeated))
-                earlier.update(paths)
+                # Ancestors come first, each below the one before it; what is no ancestor of the next is new.
+                chain = itertools.takewhile(lambda pair: pair[1][:-1] == pair[0], itertools.pairwise(paths))
+                ancestors = [short for short, _ in chain]
+                computed += paths[len(ancestors) :]
+        assert len(set(computed)) == len(computed)
     assert (seen == 1).all()
 
 
@@ -77,7 +78,25 @@ def test_a_path_longer_than_a_bin_takes_a_longer_bin():
     sequences = [[1, 2], [1, *range(3, 103)], [1, 2, 5]]
     plan = plan_bins(*ragged(sequences), bins=2, slots=16)
     check(sequences, plan)
-    assert {batch.tokens.shape for batch in plan.shards[0].batches} == {(2, 16), (2, 128)}
+    assert {batch.tokens.shape for batch in plan.shards[0].batches} == {(2, 16), (1, 128)}
+
+
+def test_a_few_long_names_cost_a_few_slots():
+    rng = np.random.default_rng(3)
+    sequences = [[1, *rng.integers(1, 500, rng.integers(1, 6))] for _ in range(2000)]
+    short = plan_bins(*ragged(sequences), bins=16, slots=16)
+    long = [[1, *rng.integers(1, 500, 40)] for _ in range(20)]
+    plan = plan_bins(*ragged(sequences + long), bins=16, slots=16)
+    check(sequences + long, plan)
+    assert {batch.tokens.shape for batch in plan.shards[0].batches} == {(16, 16), (4, 64)}
+    # 20 bins of 64, and what is left empty of the two last batches.
+    assert plan.slots <= short.slots + 20 * 64 + 16 * 16
+
+
+def test_bins_of_every_length_divide():
+    sequences = [[1, *range(2, 2 + length)] for length in (3, 30, 100, 200)]
+    plan = plan_bins(*ragged(sequences), bins=8, multiple=4, slots=16)
+    assert {len(batch.tokens) for batch in plan.shards[0].batches} <= {4, 8}
 
 
 def test_the_root_is_the_longest_common_prefix_and_leaves_every_entity_a_slot():
@@ -87,7 +106,7 @@ def test_the_root_is_the_longest_common_prefix_and_leaves_every_entity_a_slot():
     assert plan.root.tolist() == [1, 5]
     plan = plan_bins(*ragged([[1, 5]] * 3), bins=1)
     assert plan.root.tolist() == [1]
-    assert plan.shards[0].batches[0].entities == slice(0, 3)
+    assert plan.shards[0].batches[0].entities.tolist() == [0, 1, 2]
 
 
 def test_repeated_ancestors_and_padding_stay_few_on_a_thousand_names():
@@ -120,7 +139,7 @@ def test_steps_share_a_shards_bins_evenly(bins, multiple):
     rng = np.random.default_rng(2)
     sequences = [[1, *rng.integers(1, 9, rng.integers(1, 6))] for _ in range(400)]
     whole = plan_bins(*ragged(sequences), bins=bins, slots=16, shard_entities=150)
-    even = plan_bins(*ragged(sequences), bins=bins, multiple=multiple, slots=16, shard_entities=150)
+    even = plan_bins(*ragged(sequences), bins=bins, multiple=multiple, even=True, slots=16, shard_entities=150)
     check(sequences, even)
     rows = {len(batch.tokens) for shard in even.shards for batch in shard.batches}
     assert len(rows) == 1 and max(rows) <= bins and max(rows) % multiple == 0
