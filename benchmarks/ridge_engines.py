@@ -121,7 +121,7 @@ def floor(problem: Problem, products: int, dtype: str = "float32") -> Callable[[
     eigh = jax.jit(jnp.linalg.eigh)
 
     def run():
-        with solving():  # as ours, with one BLAS thread
+        with solving(problem.x.shape):  # with as many BLAS threads as ours
             for layer in problem.x:
                 layer = jax.device_put(layer.astype(dtype, copy=False))
                 for _ in range(products):

@@ -49,7 +49,7 @@ def ridge_path(
       x: [N, D] hidden states of one layer; y: [N, C] targets; alphas: [A] penalties > 0, as in ``fit_ridge``.
     """
     y, y_mean, y_scale = _checked(x, y, alphas, dtype)
-    with solving(), jax.default_device(eigh_device()):
+    with solving(np.shape(x)), jax.default_device(eigh_device()):
         f = _factor(x, y, dtype=dtype)
         x_mean, *path = map(np.asarray, _path(f, x, y, np.asarray(alphas, np.float64), dtype=dtype))
     weights, residuals, loo_residuals = (leaf * y_scale for leaf in path)
@@ -71,7 +71,7 @@ def leave_group_out(
       groups: [N] labels, at least two different ones.
     """
     y, y_mean, y_scale = _checked(x, y, alphas, dtype, groups)
-    with solving(), jax.default_device(eigh_device()):
+    with solving(np.shape(x)), jax.default_device(eigh_device()):
         f = _factor(x, y, dtype=dtype)
         return group_predictions(f, x, y, sort_groups(groups), np.asarray(alphas, np.float64)) * y_scale + y_mean
 

@@ -205,14 +205,14 @@ def fit_moments(
     mesh, engine = solve.place(jax.local_devices()[:1], "eigh", True, "float64")
     choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", engine, mesh)
     solved, y_means, y_scales = [], [], []
-    with solving():
-        for name, of_folds in moments.items():
-            y_mean, y_scale = _target_scale(name, of_folds, criterion)
+    for name, of_folds in moments.items():
+        y_mean, y_scale = _target_scale(name, of_folds, criterion)
+        with solving(of_folds.xx.shape):
             standardised = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _over_scale(of_folds, y_scale))
             solved.append(solve.solve_moments(standardised, choice))
-            solve.check_condition([name], solved[-1], "float64")
-            y_means.append(y_mean)
-            y_scales.append(y_scale)
+        solve.check_condition([name], solved[-1], "float64")
+        y_means.append(y_mean)
+        y_scales.append(y_scale)
     return _in_target_units(solved, y_means, y_scales, "float64", join)
 
 
@@ -260,7 +260,7 @@ def _fit(
     mesh, engine = solve.place(devices, solver, groups is not None, factors.product_dtype(*first.shape, dtype))
     choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, engine, mesh)
     solved = []
-    with solving():
+    with solving(first.shape):
         for batch, x in batches(names, checked_read, first, mesh):
             leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice, rows)
             solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))

@@ -23,10 +23,16 @@ BATCH_BYTES = 2**31
 FACTOR_MATRICES = 32
 
 
+# Decompositions of fewer rows have one BLAS thread: OpenBLAS's own spin after eigh and halve the speed of what follows,
+# which is more than they gain. On two cores they gain nothing at 1024, a tenth of the fit at 2048.
+THREADS_PAY_FROM = 1024
+
+
 @contextmanager
-def solving() -> Iterator[None]:
-    """float64 is there, and BLAS has one thread: OpenBLAS's own spin after eigh and halve the speed of what follows."""
-    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+def solving(shape: tuple[int, ...]) -> Iterator[None]:
+    """float64 is there, and BLAS has the threads that a decomposition for states [..., N, D] is fastest with."""
+    threads = None if min(shape[-2:]) > THREADS_PAY_FROM else 1
+    with jax.enable_x64(True), threadpool_limits(threads, user_api="blas"):
         yield
 
 

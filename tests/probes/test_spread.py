@@ -8,7 +8,7 @@ def test_the_limit_on_blas_threads_reaches_the_lapack_that_jax_uses():
 import jax.numpy as jnp
 from threadpoolctl import threadpool_info
 from jaxprobe.probes.spread import solving
-with solving():
+with solving((4, 4)):
     jnp.linalg.eigh(jnp.eye(4))
     threads = {info["filepath"]: info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 assert set(threads.values()) == {1}, threads
