@@ -22,6 +22,7 @@ from rich.markup import escape
 import jaxprobe
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
+from jaxprobe.files import as_path, replacing
 from jaxprobe.progress import console_progress
 
 WRONG, UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -80,6 +81,7 @@ def predict(run: tyro.conf.Positional[Path], text: tuple[str, ...]) -> None:
     """
     from jaxprobe.predict import predict as predict_texts
 
+    run = as_path(run)
     _output().frame(predict_texts(run, text), "90 % intervals: as wide as 90 % of the run's test errors", run=str(run))
 
 
@@ -108,7 +110,7 @@ def paper(
     from jaxprobe.paper import run_paper
 
     limit = None if full else limit
-    out = out or _smoke_folder("paper-runs", limit)
+    out = as_path(out or _smoke_folder("paper-runs", limit))
     frame = run_paper(model, out, data_dir, prompts, limit, _say, console_progress(log), random_weights)
     _output().frame(frame, "Test R2, ours and the paper's", folder=str(out))
 
@@ -304,8 +306,8 @@ def export_table(
         limit: A seeded sample of this many rows.
     """
     from jaxprobe.data.catalog import load_table
-    from jaxprobe.files import replacing
 
+    out = as_path(out)
     table = load_table(name, data_dir=data_dir, limit=limit)
     with replacing(out) as temporary:
         table.to_frame().to_csv(temporary, index=False)
@@ -445,6 +447,7 @@ def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
 
     if not runs:
         raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
+    runs = tuple(map(as_path, runs))
     frame = EXPERIMENTS[name](runs, progress=console_progress(log), **options)
     path = write_table(name, frame, runs[0])
     shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]

@@ -5,10 +5,11 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import AnyPath, as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +17,11 @@ class RunConfig:
     """Read a model at each name's last token, fit ridge probes on every layer, and write the scores and a report."""
 
     model: str
-    """'demo', a Hugging Face folder, a .gguf file, or a hub name such as meta-llama/Llama-2-7b-hf."""
+    """'demo', a Hugging Face folder (path or gs://...), .gguf file, or hub name such as meta-llama/Llama-2-7b-hf."""
     dataset: str
-    """A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file."""
+    """A named table (see `jaxprobe data list`), or a CSV or Parquet file (path or gs://...)."""
     out: Path | None = None
-    """The run's folder: new, or one to go on with; default: runs/TABLE-MODEL, with prompt and limit if given."""
+    """The run's folder (path or gs://...), new or to go on with; default: runs/TABLE-MODEL, with prompt and limit."""
     prompt: str = "empty"
     """A named prompt of the table, or text with {} for the name: "Where is {}"."""
     text: str | None = None
@@ -86,17 +87,18 @@ def default_folder(config: RunConfig) -> Path:
 def to_json(config: RunConfig) -> dict[str, Any]:
     """The settings as JSON values."""
     return {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        name: str(value) if isinstance(value, PurePath) else list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
     }
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: AnyPath) -> RunConfig:
     """The settings of a run, from the config.json that it wrote.
 
     Raises:
       InputError: the file can't be read, lacks a setting or holds one that is not known.
     """
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"There is no {path}. Name the folder of a run, or its config.json.")
     try:

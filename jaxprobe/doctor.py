@@ -19,6 +19,7 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import Extraction, extract_states, plan_extraction
 from jaxprobe.extract.memory import free_memory
+from jaxprobe.files import is_local
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import ModelFiles, open_model, read_weights
 from jaxprobe.models.source import DEMO_MODEL
@@ -190,6 +191,9 @@ def check_model(name: str, tokenizer: str | None = None) -> Iterator[Check]:
     config = files.config
     size = f"{config.layers} layers, width {config.width}, {config.parameter_count() / 1e6:,.0f} M parameters"
     yield Check("ok", "model", f"{files.source.name}: {size}")
+    if not is_local(files.source.path):
+        yield Check("note", "parity", "not compared: transformers reads no bucket", "Compare a copy on a disk.")
+        return
     if find_spec("torch") is None:
         yield Check("note", "parity", "not compared: PyTorch is not installed", "pip install torch accelerate")
         return

@@ -1,7 +1,6 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.experiments import blocks, comparison, controls, dateline, entity_types, prompts
 from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import extract_states
-from jaxprobe.files import replacing
+from jaxprobe.files import AnyPath, as_path, replacing
 from jaxprobe.models.llama import random_llama
 from jaxprobe.models.load import DTYPES, LanguageModel, choose_dtype, fit_mesh, open_model
 from jaxprobe.models.placement import place
@@ -36,7 +35,7 @@ class OpenRun(NamedTuple):
     prompt: str
 
 
-def open_run(path: Path) -> OpenRun:
+def open_run(path: AnyPath) -> OpenRun:
     """The run in a folder.
 
     Raises:
@@ -58,7 +57,7 @@ def open_run(path: Path) -> OpenRun:
     return OpenRun(directory, config, table, activations, result["headline_layer"], result["model"], prompt)
 
 
-def _open_each(runs: Sequence[Path], task: str, progress: Progress | None) -> Iterator[OpenRun]:
+def _open_each(runs: Sequence[AnyPath], task: str, progress: Progress | None) -> Iterator[OpenRun]:
     """Opens one run after the other; what is done with it counts towards the task."""
     unit = "run" if len(runs) == 1 else "runs"
     with (progress or default_progress()).task(task, len(runs), unit) as advance:
@@ -67,7 +66,7 @@ def _open_each(runs: Sequence[Path], task: str, progress: Progress | None) -> It
             advance(1)
 
 
-def layers(runs: Sequence[Path], progress: Progress | None = None) -> pd.DataFrame:
+def layers(runs: Sequence[AnyPath], progress: Progress | None = None) -> pd.DataFrame:
     """Scores by layer of several runs on one scale, and what lies between layers, prompts and models.
 
     ``depth`` is 0 at the embedding and 1 after the last block. The rows of each run's scores have ``compared_with`` ""
@@ -111,7 +110,7 @@ def read_predicted(directory: RunDirectory) -> comparison.Predicted:
     )
 
 
-def transfer(runs: Sequence[Path], state: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
+def transfer(runs: Sequence[AnyPath], state: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """experiments/prompts.py over runs of one table and model under different prompts."""
     opened = list(_open_each(runs, "open", progress))
     first = opened[0]
@@ -134,7 +133,7 @@ def transfer(runs: Sequence[Path], state: str | None = None, progress: Progress 
 
 
 def hold_out(
-    runs: Sequence[Path],
+    runs: Sequence[AnyPath],
     group: Sequence[str] = (),
     held: Sequence[str] = (),
     state: str | None = None,
@@ -157,7 +156,7 @@ def hold_out(
 
 
 def types(
-    runs: Sequence[Path], group: str = "entity_type", state: str | None = None, progress: Progress | None = None
+    runs: Sequence[AnyPath], group: str = "entity_type", state: str | None = None, progress: Progress | None = None
 ) -> pd.DataFrame:
     """experiments/entity_types.py for each run."""
     frames = []
@@ -167,7 +166,7 @@ def types(
 
 
 def control(
-    runs: Sequence[Path],
+    runs: Sequence[AnyPath],
     state: str | None = None,
     random_weights: bool = False,
     progress: Progress | None = None,
@@ -181,7 +180,7 @@ def control(
     return pd.concat(frames, ignore_index=True)
 
 
-def unit_vectors(runs: Sequence[Path], state: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
+def unit_vectors(runs: Sequence[AnyPath], state: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """experiments/dateline.py for each run."""
     frames = []
     for run in _open_each(runs, "dateline", progress):
@@ -206,9 +205,9 @@ def random_states(
     return extract_states(model, table, config.prompt, **options)
 
 
-def write_table(name: str, frame: pd.DataFrame, run: Path) -> Path:
+def write_table(name: str, frame: pd.DataFrame, run: AnyPath) -> AnyPath:
     """Writes experiments/NAME.parquet, .csv and figures in the run's folder; returns the path of the CSV."""
-    folder = Path(run) / "experiments"
+    folder = as_path(run) / "experiments"
     with replacing(folder / f"{name}.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
     with replacing(folder / f"{name}.csv") as temporary:

@@ -1,32 +1,150 @@
-"""Files that are whole or absent, addresses that are none, and how two settings differ."""
+"""Local files and objects of a bucket by one set of names, files that are whole or absent, and how two settings differ.
 
+A path on this machine is a ``pathlib.Path``; an address ``gs://BUCKET/NAME`` is an ``etils.epath.Path``, which has the
+same methods and which Orbax takes as well. `as_path` makes them, and the functions beside it are for what an object
+store can't do: map a file, rename one, or say how much room there is.
+"""
+
+import functools
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from jaxprobe.errors import InputError
 
-_ADDRESS = re.compile("[a-z0-9]{2,}:/")  # a Path makes one slash of two
+AnyPath = Path | epath.Path
+
+_ADDRESS = re.compile("([a-z0-9]{2,}):/+")  # a Path makes one slash of two
+_REQUESTS = 16  # of a bucket, at once
 
 
-def refuse_address(path: str | PathLike) -> None:
-    """Raises InputError for an address (``gs://...``): what lies there can't be mapped, locked or renamed."""
-    if _ADDRESS.match(str(path)):
+def as_path(path: str | PathLike) -> AnyPath:
+    """A path on this machine, or the address of something in a bucket.
+
+    Raises:
+      InputError: an address of a kind that is not supported; a bucket that is not there or can't be reached; or gcsfs,
+        by which buckets are read and written, is not installed.
+    """
+    text = str(path)
+    match = _ADDRESS.match(text)
+    if match is None:
+        return Path(path)
+    if match[1] != "gs":
         raise InputError(
-            f"{path} is an address, and jaxprobe needs files that can be mapped, locked and renamed. Mount the bucket "
-            "as a folder (gcsfuse, mountpoint-s3), or copy it to a disk that every process sees, and name that folder."
+            f"{path} is an address of a kind that jaxprobe can't use; gs://BUCKET/NAME is one that it can. Mount the "
+            "bucket as a folder (mountpoint-s3), or copy it to a disk that every process sees, and name that folder."
         )
+    address = text[match.end() :].strip("/")
+    if not address:
+        raise InputError(f"{path} names no bucket. Write gs://BUCKET/NAME.")
+    _check_bucket(address.partition("/")[0])
+    return epath.Path(f"gs://{address}")
+
+
+def is_address(path: str | PathLike) -> bool:
+    """Whether this is the address of something in an object store, of whatever kind, and not a path."""
+    return _ADDRESS.match(str(path)) is not None
+
+
+def is_local(path: AnyPath) -> bool:
+    """Whether the path is one of this machine's file system, which can map, lock and rename."""
+    return isinstance(path, Path)
+
+
+def absolute(path: str | PathLike) -> AnyPath:
+    """The path from the root of the file system; an address is that already."""
+    path = as_path(path)
+    return path.absolute() if is_local(path) else path
+
+
+def _object_store() -> Any:
+    """gcsfs, by which epath reaches buckets as well."""
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise InputError("gs:// needs gcsfs, which is not installed: pip install 'jaxprobe[gcs]'") from None
+    import fsspec
+
+    # It keeps what it has listed for ever, and would never see what another process writes.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return fsspec.filesystem("gcs")
+
+
+@functools.cache
+def _check_bucket(bucket: str) -> None:
+    store = _object_store()
+    try:
+        found = store.exists(bucket)
+    except Exception as error:  # gcsfs, google-auth and aiohttp raise all kinds
+        raise InputError(
+            f"gs://{bucket} can't be read: {str(error).strip() or type(error).__name__}. Mend the name, or log in with "
+            "`gcloud auth application-default login`."
+        ) from error
+    if not found:
+        raise InputError(f"There is no bucket gs://{bucket} that these credentials can see. Make it, or mend the name.")
+
+
+# ---- Reading ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a temporary file beside `path`; move it to `path` on success, remove it on failure."""
+def local_copy(path: AnyPath) -> Iterator[Path]:
+    """A file on this machine for as long as the block lasts: the file itself, or a copy of an object."""
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        _object_store().get_file(str(path), str(copy))
+        yield copy
+
+
+def file_size(path: AnyPath) -> int:
+    """Bytes of a file."""
+    stat = path.stat()
+    return stat.st_size if is_local(path) else stat.length
+
+
+def read_ranges(path: AnyPath, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of a file from ``start`` to ``stop``, for each of the ranges; from a bucket several at once."""
+    if is_local(path):
+        with path.open("rb") as file:
+            for start, stop in ranges:
+                file.seek(start)
+                yield file.read(stop - start)
+        return
+    store = _object_store()
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        yield from pool.map(lambda part: store.cat_file(str(path), *part), ranges)
+
+
+# ---- Writing ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: str | PathLike) -> Iterator[Path]:
+    """Give the name of a temporary file beside `path`; move it to `path` on success, remove it on failure.
+
+    For an address the file is one of this machine, which is uploaded on success: an object is whole or absent.
+    """
+    path = as_path(path)
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            _object_store().put_file(str(temporary), str(path))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -35,6 +153,17 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: AnyPath) -> None:
+    """Remove a folder and all that is in it."""
+    if is_local(path):
+        shutil.rmtree(path)
+    else:
+        path.rmtree()
+
+
+# ---- Settings -----------------------------------------------------------------------------------------------------
 
 
 def differences(existing: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxprobe.display import scores_by_layer, scores_in_words
+from jaxprobe.files import AnyPath
 from jaxprobe.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Output:
             self._object({"sound": sound, "checks": [check._asdict() for check in seen]})
         return sound
 
-    def files(self, paths: Sequence[Path]) -> None:
+    def files(self, paths: Sequence[AnyPath]) -> None:
         """Files that were written, one a line."""
         if self.as_json:
             return self._object({"files": [str(path) for path in paths]})

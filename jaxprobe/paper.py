@@ -18,6 +18,7 @@ from jaxprobe.data.prompts import list_prompts
 from jaxprobe.errors import InputError
 from jaxprobe.extract.cost import forward_operations, forward_seconds
 from jaxprobe.extract.store import check_space
+from jaxprobe.files import AnyPath, as_path
 from jaxprobe.models.load import open_model
 from jaxprobe.progress import Progress, default_progress, in_words
 from jaxprobe.run import Prepared, finish, load, prepare
@@ -52,7 +53,7 @@ DIFFERENCES = (
 
 def run_paper(
     model: str,
-    out: Path,
+    out: AnyPath,
     data_dir: Path | None,
     prompts: Sequence[str],
     limit: int | None,
@@ -87,9 +88,9 @@ def run_paper(
     return tables["paper"]
 
 
-def run_experiments(runs: Sequence[Path], progress: Progress, random_weights: bool) -> dict[str, pd.DataFrame]:
+def run_experiments(runs: Sequence[AnyPath], progress: Progress, random_weights: bool) -> dict[str, pd.DataFrame]:
     """Experiments 1 to 5 on finished runs: experiment -> its table, where some run suits it."""
-    by_table: dict[str, list[Path]] = {}
+    by_table: dict[str, list[AnyPath]] = {}
     for path in runs:
         by_table.setdefault(read_config(RunDirectory(path).config_path).dataset, []).append(path)
     # Hold-outs fit some tens of probes, so they look at each table's first prompt only.
@@ -110,7 +111,7 @@ def run_experiments(runs: Sequence[Path], progress: Progress, random_weights: bo
     return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items() if frames}
 
 
-def run_all(configs: Sequence[RunConfig], say: Say, progress: Progress) -> list[Path]:
+def run_all(configs: Sequence[RunConfig], say: Say, progress: Progress) -> list[AnyPath]:
     """Runs of one model, which is opened and read once; their folders. All are checked before the first one starts."""
     files, said, prepared = open_model(configs[0].model), [], []
     for config in configs:
@@ -130,7 +131,7 @@ def run_all(configs: Sequence[RunConfig], say: Say, progress: Progress) -> list[
 
 
 def plan_runs(
-    model: str, out: Path, data_dir: Path | None, prompts: Sequence[str], limit: int | None
+    model: str, out: AnyPath, data_dir: Path | None, prompts: Sequence[str], limit: int | None
 ) -> list[RunConfig]:
     """The settings of each run: every table of the paper that is at hand, under each of its prompts."""
     tables = [listing.name for listing in list_datasets(data_dir) if listing.location and listing.name in PUBLISHED]
@@ -146,7 +147,7 @@ def plan_runs(
         wanted = [name for name in prompts if name in named] if prompts else [named[0], questions[0]]
         unknown -= set(wanted)
         options = dict(data_dir=data_dir, limit=limit)
-        configs += [RunConfig(model, table, Path(out) / table / name, prompt=name, **options) for name in wanted]
+        configs += [RunConfig(model, table, as_path(out) / table / name, prompt=name, **options) for name in wanted]
     if unknown:
         raise InputError(f"Prompt {', '.join(sorted(unknown))} is of none of the tables {', '.join(tables)}.")
     return configs

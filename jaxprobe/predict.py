@@ -1,7 +1,6 @@
 """Where is it, or when? A finished run's probe on names of one's own."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.sphere import places_of
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import extract_states
+from jaxprobe.files import AnyPath
 from jaxprobe.models.load import choose_dtype, fit_mesh, open_model, read_weights
 from jaxprobe.models.placement import place
 from jaxprobe.probes.metrics import great_circle_km
@@ -20,7 +20,7 @@ from jaxprobe.rundir import RunDirectory
 LEVEL = 0.9
 
 
-def predict(run: Path, texts: Sequence[str]) -> pd.DataFrame:
+def predict(run: AnyPath, texts: Sequence[str]) -> pd.DataFrame:
     """Predictions of a run's headline probe for names, under the run's own prompt, with 90 % intervals.
 
     The interval is split-conformal (Vovk, Gammerman & Shafer 2005; Lei et al. 2018): as wide as the error that 90 % of

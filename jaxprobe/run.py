@@ -31,6 +31,7 @@ from jaxprobe.extract.collect import (
 from jaxprobe.extract.cost import forward_operations, forward_seconds
 from jaxprobe.extract.memory import Memory, check_memory, memory_needed
 from jaxprobe.extract.store import check_space, size_on_disk
+from jaxprobe.files import as_path
 from jaxprobe.mesh import mesh_text
 from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, fit_mesh, open_model, read_weights
 from jaxprobe.models.placement import place
@@ -110,7 +111,7 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
 
     ``files`` are those of the settings' model where it is open already, for several runs of one.
     """
-    config = replace(config, out=config.out or default_folder(config))
+    config = replace(config, out=as_path(config.out or default_folder(config)))
     table = load_run_table(config)
     dtype = choose_dtype(config.dtype)
     last = None if config.final_norm or not config.layers else max(config.layers)

@@ -10,15 +10,14 @@ A run directory holds
   predictions.parquet         test rows at every layer: layer, row, predicted_<target>, and error_km for places
   figures/, report.html       what people look at
 
-Every file is written beside its place under another name and then moved there, so a reader (or an interrupted run)
-finds the old file or the new one, never half of one.
+Every file is written under another name and then moved to its place, or in a bucket uploaded whole, so a reader (or an
+interrupted run) finds the old file or the new one, never half of one.
 """
 
 import json
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from safetensors.numpy import save
 
 from jaxprobe.display import html_table, scores_in_words
 from jaxprobe.errors import InputError
-from jaxprobe.files import differences, refuse_address, replacing
+from jaxprobe.files import AnyPath, as_path, differences, local_copy, replacing
 
 SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
 SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
@@ -39,65 +38,64 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run's folder. Making the object touches no file; each write makes the folder where it is absent.
+    """A run's folder, or its address in a bucket. Making the object touches no file; writing makes the folder.
 
     Raises:
-      InputError: the path is the address of an object store.
+      InputError: an address that can't be used.
     """
 
-    path: Path
+    path: AnyPath
 
     def __post_init__(self) -> None:
-        refuse_address(self.path)
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", as_path(self.path))
 
     @property
-    def config_path(self) -> Path:
+    def config_path(self) -> AnyPath:
         """Settings, versions, fingerprint, and the result of a run that has ended."""
         return self.path / "config.json"
 
     @property
-    def activations_path(self) -> Path:
+    def activations_path(self) -> AnyPath:
         """The folder of the activation store."""
         return self.path / "activations"
 
     @property
-    def probes_path(self) -> Path:
+    def probes_path(self) -> AnyPath:
         """The fitted probes."""
         return self.path / "probes.safetensors"
 
     @property
-    def scores_path(self) -> Path:
+    def scores_path(self) -> AnyPath:
         """The tidy score table; `scores.csv` beside it holds the same."""
         return self.path / "scores.parquet"
 
     @property
-    def scores_csv_path(self) -> Path:
+    def scores_csv_path(self) -> AnyPath:
         """The score table for a spreadsheet."""
         return self.path / "scores.csv"
 
     @property
-    def controls_path(self) -> Path:
+    def controls_path(self) -> AnyPath:
         """The headline layer beside its controls."""
         return self.path / "controls.parquet"
 
     @property
-    def entities_path(self) -> Path:
+    def entities_path(self) -> AnyPath:
         """The entity table with its true targets."""
         return self.path / "entities.parquet"
 
     @property
-    def predictions_path(self) -> Path:
+    def predictions_path(self) -> AnyPath:
         """Predictions for the test rows at every layer."""
         return self.path / "predictions.parquet"
 
     @property
-    def figures_path(self) -> Path:
+    def figures_path(self) -> AnyPath:
         """The folder of PNG and SVG figures."""
         return self.path / "figures"
 
     @property
-    def report_path(self) -> Path:
+    def report_path(self) -> AnyPath:
         """The page to open in a browser."""
         return self.path / "report.html"
 
@@ -246,26 +244,27 @@ class RunDirectory:
         """Read the arrays of probes.safetensors and its metadata."""
         _require_file(self.probes_path)
         try:
-            with safe_open(self.probes_path, framework="numpy") as file:
+            with local_copy(self.probes_path) as copy, safe_open(copy, framework="numpy") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{self.probes_path} cannot be read ({error}). Fit the probes again.") from None
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+def _write_parquet(frame: pd.DataFrame, path: AnyPath) -> None:
     with replacing(path) as temporary:
         frame.to_parquet(temporary, index=False)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: AnyPath) -> pd.DataFrame:
     _require_file(path)
     try:
-        return pd.read_parquet(path)
+        with local_copy(path) as copy:
+            return pd.read_parquet(copy)
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
         raise InputError(f"{path} cannot be read as Parquet ({error}). Run again to write it anew.") from None
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: AnyPath) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing, so {path.parent} is not a run, or the run has not got that far.")
 

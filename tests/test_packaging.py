@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Imported where they are installed, and nowhere needed.
-OPTIONAL = {"torch", "IPython"}
+OPTIONAL = {"torch", "IPython", "gcsfs"}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from jaxprobe.data.entities import EntityTable, make_table
 from jaxprobe.data.splits import with_block_split
 from jaxprobe.data.timezones import merge_timezones
 from jaxprobe.errors import InputError
+from jaxprobe.files import AnyPath, as_path
 
 BLOCKS = "blocks"  # as a split: cells of a grid
 CITIES = 10_000
@@ -138,7 +139,7 @@ def load_table(
     """The entity table of a named data set or of a CSV or Parquet file.
 
     Args:
-      dataset: a name out of `list_datasets`, or the path of a file.
+      dataset: a name out of `list_datasets`, or the path (or gs://... address) of a file.
       text, target, split, group: as in `make_table`; of a named data set they replace its own. The split ``blocks``
         (where no column is called so) takes whole cells of a grid for testing, as `with_block_split` does.
       data_dir: the folder of the paper's tables; None for the one that the environment names as JAXPROBE_DATA.
@@ -186,8 +187,8 @@ def load_run_table(config: RunConfig) -> EntityTable:
     return load_table(config.dataset, **{name: getattr(config, name) for name in names})
 
 
-def _path_of_own(dataset: str) -> Path:
-    path = Path(dataset)
+def _path_of_own(dataset: str) -> AnyPath:
+    path = as_path(dataset)
     if not path.is_file() and path.suffix == "" and path.parent == Path():
         nearest = get_close_matches(dataset, DATA_SETS, n=1)
         meant = f" Did you mean {nearest[0]}?" if nearest else ""
@@ -198,10 +199,10 @@ def _path_of_own(dataset: str) -> Path:
     return path
 
 
-def _path_of(name: str, data_dir: str | Path | None) -> Path | None:
+def _path_of(name: str, data_dir: str | Path | None) -> AnyPath | None:
     """Where a table of the paper lies, or would; None where no folder is named."""
     folder = data_dir or os.environ.get("JAXPROBE_DATA")
-    return Path(folder) / f"{name}.csv" if folder else None
+    return as_path(folder) / f"{name}.csv" if folder else None
 
 
 def _read_named(name: str, data_dir: str | Path | None) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import AnyPath, local_copy
 
 EXAMPLES = 3
 # How a column of degrees may be called, and what it is.
@@ -25,7 +26,7 @@ COORDINATES = {"latitude": "latitude", "lat": "latitude"} | dict.fromkeys(
 LARGEST_DEGREES = {"latitude": 90, "longitude": 180}
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: AnyPath) -> pd.DataFrame:
     """The file's table: strings for a CSV (compressed or not), the file's own types for Parquet.
 
     Raises:
@@ -36,7 +37,8 @@ def read_frame(path: Path) -> pd.DataFrame:
     if path.suffix != ".parquet" and ".csv" not in path.suffixes:
         raise InputError(f"{path} is neither .csv nor .parquet. Convert it to one of them.")
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+        with local_copy(path) as copy:
+            frame = pd.read_parquet(copy) if path.suffix == ".parquet" else _read_csv(copy, path)
     except InputError:
         raise
     # pandas, pyarrow and the decompressors raise all kinds for a damaged file; their text is what helps.
@@ -45,12 +47,13 @@ def read_frame(path: Path) -> pd.DataFrame:
     return frame.set_axis(frame.columns.map(str), axis=1)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(file: Path, path: AnyPath) -> pd.DataFrame:
+    """The table of ``file``, which errors call ``path``."""
     with warnings.catch_warnings():
         # A row with more fields than the header would lose its last ones.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         read = functools.partial(
-            pd.read_csv, path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+            pd.read_csv, file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
         )
         header = list(read(nrows=0))
         if len(header) == 1 and (found := [mark for mark in ";\t|" if mark in header[0]]):

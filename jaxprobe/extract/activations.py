@@ -1,10 +1,10 @@
 """Reading stored hidden states: one state at a time, in the order of the table, checked on every read.
 
-A store is a folder:
+A store is a folder, on a disk or in a bucket:
   manifest.json  what the states are of, their shape and dtype, and how the rows are spread over shards
   0/, 1/, ...    one Orbax checkpoint a shard, complete or absent. Its leaves: `rows` [E], the table rows of its
                  entities; one [E, D] array for each state; `checksums`, one for each of the others and one of itself
-  writer.lock    held by the process that writes (jaxprobe.extract.store)
+  writer.lock    held by the process that writes (jaxprobe.extract.store); not in a bucket
 """
 
 import json
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
@@ -23,7 +23,7 @@ import tensorstore
 from jax.sharding import Sharding
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import replacing
+from jaxprobe.files import AnyPath, absolute, is_local, replacing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -73,14 +73,14 @@ class Manifest:
         return {name: value for name, value in asdict(self).items() if name not in ("versions", "source")}
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: AnyPath, manifest: Manifest) -> None:
     body = {"format": FORMAT} | asdict(manifest)
     body["crc32"] = zlib.crc32(_canonical(body))
     with replacing(path / MANIFEST) as temporary:
         temporary.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: AnyPath) -> Manifest:
     """The manifest of the store at ``path``.
 
     Raises:
@@ -105,9 +105,12 @@ def read_manifest(path: Path) -> Manifest:
     raise DamagedError(f"{file} is damaged. Run the same command again with --repair to write it anew.")
 
 
-def is_complete(path: Path, shard: int) -> bool:
-    """Whether the shard is whole on disk: Orbax gives a checkpoint its name, by a rename, after its last file."""
-    return (path / str(shard) / COMMITTED).is_file()
+def is_complete(path: AnyPath, shard: int) -> bool:
+    """Whether the shard is whole: on a disk Orbax gives a checkpoint its name, by a rename, after its last file.
+
+    In a bucket it has its name from the start, and the last object says that the others are there.
+    """
+    return (path / str(shard) / COMMITTED).exists()
 
 
 def checksums(manifest: Manifest, shard: int, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -124,7 +127,7 @@ def checksums(manifest: Manifest, shard: int, leaves: Mapping[str, np.ndarray]) 
     return values
 
 
-def verify_shards(path: Path, manifest: Manifest, shards: Iterable[int]) -> None:
+def verify_shards(path: AnyPath, manifest: Manifest, shards: Iterable[int]) -> None:
     """Reads all of the shards. Raises DamagedError, which names the damaged ones."""
 
     def verify(shard: int) -> None:
@@ -141,7 +144,7 @@ def open_activations(path: str | PathLike) -> "Activations":
     Raises:
       InputError: no store, an unfinished or a newer one; DamagedError: a damaged one.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
     manifest = read_manifest(path)
     missing = [shard for shard in range(manifest.shards) if not is_complete(path, shard)]
     if missing:
@@ -159,7 +162,7 @@ class Activations(Mapping[str, np.ndarray]):
     its checksum, and raises DamagedError (an InputError) that names every damaged shard.
     """
 
-    def __init__(self, path: Path, manifest: Manifest):
+    def __init__(self, path: AnyPath, manifest: Manifest):
         self.path = path
         self.manifest = manifest
         self.states = manifest.states
@@ -236,7 +239,7 @@ class _Damage(Exception):
     """One shard's damage, on its way to be collected."""
 
 
-def _read_index(path: Path, manifest: Manifest, shard: int) -> _Index:
+def _read_index(path: AnyPath, manifest: Manifest, shard: int) -> _Index:
     rows, values = _read_leaf(path, shard, "rows"), _read_leaf(path, shard, "checksums")
     seed = zlib.crc32(_canonical(manifest.key()))
     for name, leaf, expected in (("checksums", values[:-1], values[-1]), ("rows", rows, values[0])):
@@ -245,7 +248,7 @@ def _read_index(path: Path, manifest: Manifest, shard: int) -> _Index:
     return _Index(rows, dict(zip(manifest.states, values[1:-1].tolist(), strict=True)))
 
 
-def _read_state(path: Path, manifest: Manifest, index: _Index, shard: int, state: str) -> np.ndarray:
+def _read_state(path: AnyPath, manifest: Manifest, index: _Index, shard: int, state: str) -> np.ndarray:
     values = _read_leaf(path, shard, state)
     found = (values.shape, values.dtype.name)
     expected = ((len(index.rows), manifest.width), manifest.dtype)
@@ -256,10 +259,11 @@ def _read_state(path: Path, manifest: Manifest, index: _Index, shard: int, state
     return values
 
 
-def _read_leaf(path: Path, shard: int, leaf: str) -> np.ndarray:
+def _read_leaf(path: AnyPath, shard: int, leaf: str) -> np.ndarray:
     # Orbax's own partial load does the same in seven times the time (17 ms against 2.3 for 9 MB).
-    base = (path / str(shard) / CHECKPOINTABLE).absolute().as_uri() + "/"
-    kvstore = {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}
+    folder = path / str(shard) / CHECKPOINTABLE
+    base = folder.as_uri() if is_local(folder) else quote(str(folder), safe=":/")
+    kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": f"{leaf}/"}
     try:
         return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result().read().result()
     except ValueError as error:
@@ -268,7 +272,7 @@ def _read_leaf(path: Path, shard: int, leaf: str) -> np.ndarray:
         raise _Damage(f"{leaf!r} can't be read ({str(error).split(':')[0]})") from error
 
 
-def _for_each_shard(path: Path, function: Callable[[int], None], shards: Iterable[int]) -> None:
+def _for_each_shard(path: AnyPath, function: Callable[[int], None], shards: Iterable[int]) -> None:
     """Calls ``function`` for several shards at a time and collects the damage that it finds."""
     with ThreadPoolExecutor(READERS) as pool:
         calls = [(shard, pool.submit(function, shard)) for shard in shards]

@@ -3,20 +3,19 @@
 import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from jaxprobe.errors import InputError
 from jaxprobe.extract.activations import Activations, open_activations
 from jaxprobe.extract.store import check_space
-from jaxprobe.files import replacing
+from jaxprobe.files import AnyPath, as_path, replacing
 
 # safetensors' names, https://huggingface.co/docs/safetensors (format)
 _SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
-def export_activations(path: str | PathLike, out: str | PathLike, states: Sequence[str] | None = None) -> list[Path]:
+def export_activations(path: str | PathLike, out: str | PathLike, states: Sequence[str] | None = None) -> list[AnyPath]:
     """Writes the store at ``path`` as plain files; rows are in the order of the table.
 
     Memory holds one state at a time. A file is whole or absent.
@@ -30,7 +29,7 @@ def export_activations(path: str | PathLike, out: str | PathLike, states: Sequen
     Raises:
       InputError: as ``open_activations``; an unknown state; a name that is taken by something else; too little space.
     """
-    view, out = open_activations(path), Path(out)
+    view, out = open_activations(path), as_path(out)
     states = list(view.states if states is None else states)
     unknown = [state for state in states if state not in view]
     if unknown:
@@ -48,7 +47,7 @@ def export_activations(path: str | PathLike, out: str | PathLike, states: Sequen
     return files
 
 
-def _write_safetensors(view: Activations, states: Sequence[str], out: Path) -> Path:
+def _write_safetensors(view: Activations, states: Sequence[str], out: AnyPath) -> AnyPath:
     """The format's own layout, so that one state at a time is in memory: its library wants all of them at once."""
     size = view.shape[0] * view.shape[1] * view.dtype.itemsize
     check_space(out.parent, len(states) * size)

@@ -18,9 +18,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from io import TextIOWrapper
+from io import StringIO, TextIOBase
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,7 +42,7 @@ from jaxprobe.extract.activations import (
     verify_shards,
     write_manifest,
 )
-from jaxprobe.files import differences, refuse_address
+from jaxprobe.files import AnyPath, absolute, differences, is_local, remove_folder
 
 try:
     import fcntl
@@ -54,6 +53,7 @@ DTYPES = ("float32", "bfloat16")
 LOCK = "writer.lock"
 SHARED_SECONDS, SEEN_SECONDS = 10, 60  # how long a network file system may take to show a new file, or a new shard
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax leaves behind when its process dies
+_NO_LOCK = "{path} can't be locked ({reason}): let only one job write to it."
 # Bytes of Orbax's own files; they vary with the order in which it wrote. Measured for 3 to 31 states.
 _BYTES_PER_SHARD, _BYTES_PER_LEAF = 3_000, 1_000
 
@@ -65,8 +65,13 @@ def size_on_disk(rows: int, states: int, width: int, dtype: str, shards: int = 1
 
 
 def check_space(path: str | PathLike, size: int) -> None:
-    """Raises InputError where the file system of ``path`` (which need not exist) has less than ``size`` bytes free."""
-    folder = Path(path).absolute()
+    """Raises InputError where the file system of ``path`` (which need not exist) has less than ``size`` bytes free.
+
+    A bucket has no such bound.
+    """
+    folder = absolute(path)
+    if not is_local(folder):
+        return
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -88,10 +93,10 @@ class ActivationStore:
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         manifest: Manifest,
         rows: Sequence[np.ndarray],
-        lock: TextIOWrapper | None,
+        lock: TextIOBase | None,
         dropped: tuple[int, ...],
     ):
         self.path = path
@@ -125,7 +130,7 @@ class ActivationStore:
         """Makes the store, or goes on with the one that is there.
 
         Args:
-          path: a folder; made where it is absent.
+          path: a folder, or its address in a bucket; made where it is absent.
           settings: what the states depend on, as JSON values: weights digest, tokens, prompt; not hardware.
           rows: table rows of each shard; together 0..N-1, each once.
           states: state names.
@@ -142,8 +147,7 @@ class ActivationStore:
                 f"States can't be stored as {dtype} (activations beyond 65,504 overflow float16). Use one of "
                 f"{', '.join(DTYPES)}."
             )
-        refuse_address(path)
-        path = Path(path).absolute()  # which Orbax asks for
+        path = absolute(path)  # which Orbax asks for
         wanted = _manifest(settings, rows, states, width, dtype, source or {})
         finished = _check_folder(path, wanted, repair)
         lock = _take_lock(path, needed=repair or not finished)
@@ -186,7 +190,8 @@ class ActivationStore:
         self.wait()
         try:
             # Orbax takes a full disk badly: it leaves a part of the shard, and threads that print to the terminal.
-            if shutil.disk_usage(self.path).free < sum(leaf.nbytes for leaf in leaves.values()):
+            size = sum(leaf.nbytes for leaf in leaves.values())
+            if is_local(self.path) and shutil.disk_usage(self.path).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with self._options, _uninterrupted():
                 promise = ocp.save_async(self.path / str(shard), leaves, checkpointable_name=CHECKPOINTABLE)
@@ -272,7 +277,7 @@ def open_together(
     """
     if jax.process_count() == 1:
         return ActivationStore.open(path, settings, rows, *shape, **options)
-    store, folder = None, Path(path).absolute()
+    store, folder = None, absolute(path)
     try:
         with agreed():
             store = ActivationStore.open(path, settings, rows, *shape, **options) if is_main() else None
@@ -289,7 +294,7 @@ def open_together(
         raise
 
 
-def _check_shared(path: Path) -> None:
+def _check_shared(path: AnyPath) -> None:
     """Refuses a folder that is another one for this process than for process 0, or that it can't write to."""
     mine = path / f".process-{jax.process_index()}-{secrets.token_hex(8)}"
     try:
@@ -299,8 +304,9 @@ def _check_shared(path: Path) -> None:
             except FileNotFoundError:  # not shared: said below
                 pass
             except OSError as error:
+                reason = error.strerror or error
                 raise InputError(
-                    f"{path} can't be written to on {socket.gethostname()}: {error.strerror}. Name another folder."
+                    f"{path} can't be written to on {socket.gethostname()}: {reason}. Name another folder."
                 ) from error
         first = path / exchange(mine.name)[0]
         with agreed():
@@ -377,7 +383,7 @@ def _manifest(
     )
 
 
-def _check_folder(path: Path, wanted: Manifest, repair: bool) -> bool:
+def _check_folder(path: AnyPath, wanted: Manifest, repair: bool) -> bool:
     """Refuses a folder that this store can't be in; returns whether all of it is there. Writes nothing."""
     try:
         is_folder, exists = path.is_dir(), path.exists()
@@ -405,7 +411,7 @@ def _check_folder(path: Path, wanted: Manifest, repair: bool) -> bool:
     return all(is_complete(path, shard) for shard in range(wanted.shards))
 
 
-def _stored_manifest(path: Path, repair: bool) -> Manifest | None:
+def _stored_manifest(path: AnyPath, repair: bool) -> Manifest | None:
     """The manifest that is there; None where there is none, or one that is to be repaired."""
     if not (path / MANIFEST).exists():
         return None
@@ -417,11 +423,17 @@ def _stored_manifest(path: Path, repair: bool) -> Manifest | None:
         raise
 
 
-def _take_lock(path: Path, needed: bool) -> TextIOWrapper | None:
+def _take_lock(path: AnyPath, needed: bool) -> TextIOBase | None:
     """Locks the folder for writing, until the process ends or releases it.
 
-    Returns None where nothing will be written and the folder is not writable: a finished store on a read-only disk.
+    Returns None where nothing will be written and the folder is not writable (a finished store on a read-only disk) or
+    is in a bucket. What is written to a bucket can't be locked.
     """
+    if not is_local(path):
+        if not needed:
+            return None
+        warnings.warn(_NO_LOCK.format(path=path, reason="a bucket has no locks"), stacklevel=4)
+        return StringIO()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the store is)
@@ -439,16 +451,16 @@ def _take_lock(path: Path, needed: bool) -> TextIOWrapper | None:
             f"Another process is writing to {path}. Wait until it ends (or end it), or name another folder."
         ) from error
     except OSError as error:
-        warnings.warn(f"{path} can't be locked ({error.strerror}): let only one process write to it.", stacklevel=4)
+        warnings.warn(_NO_LOCK.format(path=path, reason=error.strerror), stacklevel=4)
     return lock
 
 
-def _release(lock: TextIOWrapper | None) -> None:
+def _release(lock: TextIOBase | None) -> None:
     if lock is not None:
         lock.close()
 
 
-def _prepare(path: Path, wanted: Manifest, repair: bool) -> tuple[int, ...]:
+def _prepare(path: AnyPath, wanted: Manifest, repair: bool) -> tuple[int, ...]:
     """With the lock held: manifest in place, remains of an interrupted run gone, damaged shards dropped (returned)."""
     # Checked again: another process may have begun the store before the lock was taken.
     _check_folder(path, wanted, repair)
@@ -467,5 +479,5 @@ def _prepare(path: Path, wanted: Manifest, repair: bool) -> tuple[int, ...]:
     remains = [path / str(shard) for shard in range(wanted.shards) if not is_complete(path, shard)]
     for folder in (*remains, *path.glob(UNFINISHED)):
         if folder.exists():
-            shutil.rmtree(folder)
+            remove_folder(folder)
     return damaged

@@ -1,9 +1,11 @@
 """Checkpoint files: tensors by name, read in slices, for safetensors folders and GGUF files.
 
 Each read maps its tensor anew and lets go of it afterwards: a mapping that stays open would keep every page that was
-ever read resident, and by the last tensor the process would hold the checkpoint a second time.
+ever read resident, and by the last tensor the process would hold the checkpoint a second time. From a bucket the rows
+that are wanted of a tensor are fetched.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,17 +18,19 @@ import numpy as np
 import safetensors
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import AnyPath, file_size, is_local, read_ranges
 from jaxprobe.models.config import LlamaConfig, from_gguf, from_hugging_face
 
 # What safetensors calls the dtypes that weights are read from.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own bound
 
 
 class Checkpoint(Protocol):
     """Tensors by name, read in slices."""
 
     is_gguf: bool
-    files: tuple[Path, ...]
+    files: tuple[AnyPath, ...]
 
     def config(self) -> LlamaConfig: ...
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -36,14 +40,26 @@ class Checkpoint(Protocol):
 class StoredTensor(NamedTuple):
     """Where a tensor's numbers lie, one after another in C order."""
 
-    path: Path
+    path: AnyPath
     offset: int  # bytes
     shape: tuple[int, ...]
     dtype: str
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A view of the file; its pages are let go with the array."""
-        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
+        """A view of the file, whose pages are let go with the array; or of the rows that were fetched."""
+        if is_local(self.path):
+            return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
+        first, stop, _ = index[0].indices(self.shape[0])
+        row = int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
+        data = _fetch(self.path, self.offset + first * row, self.offset + stop * row)
+        return np.frombuffer(data, self.dtype).reshape(stop - first, *self.shape[1:])[slice(None), *index[1:]]
+
+
+@functools.lru_cache(maxsize=1)
+def _fetch(path: AnyPath, start: int, stop: int) -> bytes:
+    """Bytes of an object. The last ones are kept: devices that share a tensor by columns ask for the same rows."""
+    (data,) = read_ranges(path, [(start, stop)])
+    return data
 
 
 class SafetensorsCheckpoint:
@@ -51,7 +67,7 @@ class SafetensorsCheckpoint:
 
     is_gguf = False
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath):
         self.folder = folder
         index = folder / "model.safetensors.index.json"
         names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
@@ -75,17 +91,15 @@ class SafetensorsCheckpoint:
         return self._tensors[name].read(index)
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def _read_header(path: AnyPath) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file: 8 bytes of length, that much JSON, then the numbers."""
     try:
-        with safetensors.safe_open(path, framework="numpy"):  # checks the header against the file's size
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
+        if is_local(path):
+            with safetensors.safe_open(path, framework="numpy"):  # checks the header against the file's size
+                pass
+        length, header = _parse_header(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} can't be read ({error}). Download it again.") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
     unknown = [f"{name} as {tensor['dtype']}" for name, tensor in header.items() if tensor["dtype"] not in _DTYPES]
     if unknown:
         raise InputError(
@@ -98,6 +112,22 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         )
         for name, tensor in header.items()
     }
+
+
+def _parse_header(path: AnyPath) -> tuple[int, dict[str, Any]]:
+    """(length, tensors) of a header. Raises ValueError where the file is not as long as the header says."""
+    size = file_size(path)
+    (start,) = read_ranges(path, [(0, min(8, size))])
+    length = int.from_bytes(start, "little")
+    if size < 8 or not 0 < length <= min(size - 8, _LARGEST_HEADER):
+        raise ValueError(f"{size} bytes that do not begin with a header")
+    (text,) = read_ranges(path, [(8, 8 + length)])
+    header = json.loads(text)
+    header.pop("__metadata__", None)
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if end != size:
+        raise ValueError(f"{size} bytes, and its header speaks of {end}")
+    return length, header
 
 
 def read_gguf(path: Path) -> gguf.GGUFReader:
@@ -143,7 +173,7 @@ class GGUFCheckpoint:
         return expanded[..., skipped : skipped + stop - first]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: AnyPath) -> Checkpoint:
     return GGUFCheckpoint(path) if path.suffix == ".gguf" else SafetensorsCheckpoint(path)
 
 
@@ -158,17 +188,16 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256()
     for path in checkpoint.files:
-        size = path.stat().st_size
+        size = file_size(path)
         digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            whole = size <= _DIGEST_WHOLE
-            for offset in range(0, size, _DIGEST_BLOCK if whole else size // _DIGEST_SAMPLES):
-                file.seek(offset)
-                digest.update(file.read(_DIGEST_BLOCK))
+        whole = size <= _DIGEST_WHOLE
+        starts = range(0, size, _DIGEST_BLOCK if whole else size // _DIGEST_SAMPLES)
+        for block in read_ranges(path, ((start, min(start + _DIGEST_BLOCK, size)) for start in starts)):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -73,7 +73,7 @@ def open_model(
     """Finds a model's files and checks everything about them that can be checked without reading the weights.
 
     Args:
-      name: ``demo``, a Hugging Face folder, a ``.gguf`` file, or a hub name.
+      name: ``demo``, a Hugging Face folder (a path or ``gs://...``), a ``.gguf`` file, or a hub name.
       revision: of a hub model.
       tokenizer: a folder or hub name, where the model's own is not to be used.
       last_layer: the last block wanted; later ones are neither read nor run.
@@ -123,7 +123,7 @@ def load_model(
     """Loads a Llama-family model.
 
     Args:
-      name: ``demo``, a Hugging Face folder, a ``.gguf`` file, or a hub name.
+      name: ``demo``, a Hugging Face folder (a path or ``gs://...``), a ``.gguf`` file, or a hub name.
       dtype: of the weights, ``float32`` or ``bfloat16``; default: float32 on a CPU, bfloat16 elsewhere.
       mesh: default: all devices, each taking a share of the bins.
       replicate_kv: where ``model`` has more devices than there are key/value heads, keep copies of each head.

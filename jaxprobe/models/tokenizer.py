@@ -1,13 +1,17 @@
 """The model's own tokenizer, through transformers; from a GGUF file too, without PyTorch."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import as_path, is_address
 from jaxprobe.models.checkpoint import read_gguf
-from jaxprobe.models.source import ModelSource
+from jaxprobe.models.source import SMALL_FILES, ModelSource
 
 # tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
 _KNOWN_SPLITS = ("smollm", "llama-bpe")
@@ -15,7 +19,7 @@ _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
 def load_tokenizer(source: ModelSource, tokenizer: str | None = None) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of ``source``, or the one that ``tokenizer`` names (a folder or a hub name).
+    """The fast tokenizer of ``source``, or the one that ``tokenizer`` names (a folder, an address or a hub name).
 
     Raises:
       InputError: no fast tokenizer is there, or a GGUF file asks for a splitting that is not verified.
@@ -24,13 +28,27 @@ def load_tokenizer(source: ModelSource, tokenizer: str | None = None) -> PreTrai
         return _from_gguf(source.path)
     place = tokenizer or str(source.path)
     try:
-        # use_fast is what gives character offsets; trust_remote_code stays off.
-        loaded = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+        with _on_this_machine(place) as folder:
+            # use_fast is what gives character offsets; trust_remote_code stays off.
+            loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"No tokenizer could be read from {place}. Name one with --tokenizer.") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise InputError(f"The tokenizer of {place} gives no character offsets. Name a fast one with --tokenizer.")
     return loaded
+
+
+@contextmanager
+def _on_this_machine(place: str) -> Iterator[str]:
+    """What transformers can read: the place itself, or for an address a folder with copies of its small files."""
+    if not is_address(place):
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in as_path(place).iterdir():
+            if any(map(file.match, SMALL_FILES)):
+                (Path(folder) / file.name).write_bytes(file.read_bytes())
+        yield folder
 
 
 def _from_gguf(path: Path) -> PreTrainedTokenizerFast:

@@ -19,6 +19,7 @@ from jaxprobe.experiments.streaming import FOLDS, make_folds
 from jaxprobe.extract.forward import BINS_PER_DEVICE, ROOT_MULTIPLE, STEPS_IN_FLIGHT, choose_states
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
+from jaxprobe.files import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
 from jaxprobe.models.checkpoint import open_checkpoint
 from jaxprobe.models.config import LlamaConfig, from_hugging_face
@@ -181,7 +182,7 @@ def _find_shape(model: str) -> tuple[str, LlamaConfig, ModelSource | None]:
     published = find_published(model)
     if published:
         return *published, None
-    path = Path(model).expanduser()
+    path = as_path(model).expanduser()
     if path.suffix == ".json" and path.is_file():
         return path.stem, from_hugging_face(json.loads(path.read_text(encoding="utf-8"))), None
     source = find_model(model, weights=False)

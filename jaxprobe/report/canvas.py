@@ -3,13 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from jaxprobe.files import replacing
+from jaxprobe.files import AnyPath, replacing
 
 INK, MUTED, FAINT = "#1B1F24", "#5B6470", "#C9CED6"
 PNG_DPI = 200
@@ -71,7 +70,7 @@ def write_footer(figure: Figure, note: str, attribution: str) -> None:
     figure.text(1 - 0.13 / width, 0.12 / height, attribution, ha="right", **style)
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: AnyPath) -> AnyPath:
     """Write a figure; the format is the path's suffix. The same figure gives the same bytes."""
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with replacing(path) as temporary, house_style():

@@ -1,13 +1,13 @@
 """A figure for each experiment, from its tidy table alone."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from jaxprobe.files import AnyPath
 from jaxprobe.report.canvas import FAINT, area, house_style, save, write_title
 from jaxprobe.report.controls import describe_control
 from jaxprobe.report.dot_figure import LOWEST_R2, draw_dots
@@ -18,7 +18,7 @@ from jaxprobe.report.words import layer_title
 RUN = ["model", "dataset", "prompt"]
 
 
-def write_experiment_figures(name: str, frame: pd.DataFrame, folder: Path) -> list[Path]:
+def write_experiment_figures(name: str, frame: pd.DataFrame, folder: AnyPath) -> list[AnyPath]:
     """Write the figures of the experiment ``name`` as PNG and SVG; returns the paths, none where it has no figure.
 
     One figure is called NAME; several (one for each run, or for each table) are NAME-1, NAME-2, ...

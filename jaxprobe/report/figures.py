@@ -1,13 +1,12 @@
 """The figures of a run, for a page or a paper: R2 by layer, the map of predicted places, predicted against true."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from jaxprobe.files import AnyPath
 from jaxprobe.report.canvas import (
     FAINT,
     INK,
@@ -26,7 +25,7 @@ from jaxprobe.report.words import count, describe_headline, layer_title, with_in
 ACCENT, BASELINE = "#0072B2", "#D55E00"
 
 
-def write_figures(results: RunResults) -> list[Path]:
+def write_figures(results: RunResults) -> list[AnyPath]:
     """Write every figure that suits the run into its figures folder, as PNG and SVG; returns the paths."""
     figures = {"r2_by_layer": r2_by_layer(results)}
     if results.is_place:

@@ -9,7 +9,7 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import replacing
+from jaxprobe.files import AnyPath, as_path, replacing
 from jaxprobe.report import sections
 from jaxprobe.report.controls import control_table
 from jaxprobe.report.figures import write_figures
@@ -20,7 +20,7 @@ from jaxprobe.rundir import RunDirectory
 ASSETS = Path(__file__).with_name("assets")
 
 
-def write_report(run: RunDirectory, *others: RunDirectory, path: Path | None = None) -> Path:
+def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None = None) -> AnyPath:
     """Write a page for one run, or for several side by side; returns its path.
 
     Each run's figures folder is written anew. The page is below 15 MB for 40,000 entities at 32 layers (5 MB of it is
@@ -43,7 +43,7 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: Path | None = N
         raise InputError(*problems)
     for results in runs:
         write_figures(results)
-    path = path or run.report_path
+    path = as_path(path or run.report_path)
     with replacing(path) as temporary:
         temporary.write_text(render_page(runs), encoding="utf-8")
     return path

@@ -133,7 +133,7 @@ def test_folders_that_are_none(tmp_path, stored):
     with pytest.raises(InputError, match="can't be written to"):
         stored.open(tmp_path / "file" / "store")
     with pytest.raises(InputError, match="is an address"):
-        stored.open("gs://bucket/store")
+        stored.open("s3://bucket/store")
     with pytest.raises(InputError, match=r"holds other files \(file\)"):
         stored.open(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

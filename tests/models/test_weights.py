@@ -203,7 +203,10 @@ def test_the_digest_tells_weights_apart(folder, tmp_path):
     [
         ("./nowhere", "No model at ./nowhere"),
         ("nothing-here", "No model at nothing-here"),
-        ("gs://bucket/model", "gs://bucket/model is an address, .* Mount the bucket as a folder .* or copy it"),
+        (
+            "s3://bucket/model",
+            "s3://bucket/model is an address of a kind .* Mount the bucket as a folder .* or copy it",
+        ),
         ("someone/some-model-that-is-not-cached", "not in the local cache, and the hub can't be reached"),
     ],
 )
