@@ -109,6 +109,7 @@ def run_plan(
         started = ((row, step(model.weights, _put(_own(row, shares), model.mesh), root)) for row in side_by_side)
         for row, parts in _in_flight(started, STEPS_IN_FLIGHT):
             _copy(parts, row[shares.index], buffer)
+            del parts  # before the next step starts, which needs the room
             advance(sum(len(batch.bins) for batch in row if batch is not None))
         _check_finite(buffer, states, rows, texts)
         yield ShardStates(wave, index, rows, buffer, dict(zip(states, buffer, strict=True)))
