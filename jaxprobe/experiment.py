@@ -1,6 +1,7 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +44,8 @@ def open_run(path: Path) -> OpenRun:
       InputError: no run, one that is not finished or keeps no states, or a table that has changed since.
     """
     directory = RunDirectory(path)
-    config = read_config(directory.config_path)
     result = directory.read_result()
+    config = replace(read_config(directory.config_path), dtype=result["dtype"])
     again = f"jaxprobe run --config {directory.config_path}"
     if not directory.activations_path.is_dir():
         raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")
