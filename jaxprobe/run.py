@@ -142,7 +142,8 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
     sums = Memory(0, 0) if config.store else streaming_memory(*sizes, mesh)
     inputs = extraction_settings(files, extraction) | {
         "dtype": dtype,
-        "targets": [table.targets.tolist(), table.is_test.tolist()],
+        "targets": [table.target_names, table.targets.tolist(), table.is_test.tolist()],
+        "groups": {name: np.asarray(labels).astype(str).tolist() for name, labels in table.groups.items()},
     }
     settings = to_json(config)
     document = {"settings": settings, "versions": versions(), "fingerprint": fingerprint(settings, inputs)}

@@ -264,3 +264,13 @@ def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch)
     lines = []
     run(read_config(directory.config_path), lines.append)
     assert "finished: nothing to do" in lines[-1]
+
+
+def test_other_groups_are_another_run(model, places, tmp_path):
+    config = settings(model, places, tmp_path, target=("founded",), group=("continent",))
+    run(config)
+    frame = pd.read_csv(places)
+    frame["continent"] = frame["continent"].replace("Paris", "Rome")
+    frame.to_csv(places, index=False)
+    with pytest.raises(InputError, match="the weights, the table or the version of jaxprobe changed"):
+        run(config)
