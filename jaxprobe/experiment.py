@@ -198,7 +198,7 @@ def random_states(
     last = None if state == "final_norm" else layer or 0
     files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
     dtype = choose_dtype(config.dtype)
-    mesh, _ = place(files.config, config.mesh, dtype)
+    mesh, _ = place(files.config, None, dtype)  # this machine's, not the run's
     files = fit_mesh(files, mesh, config.replicate_kv)
     weights = random_llama(files.config, mesh, DTYPES[dtype], config.seed)
     model = LanguageModel(files, weights, mesh, dtype)

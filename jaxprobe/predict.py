@@ -83,7 +83,7 @@ def _read_state(config: RunConfig, dataset: str, texts: Sequence[str], state: st
         last_layer=None if final_norm else layer or 0,
     )
     dtype = choose_dtype(config.dtype)
-    mesh, _ = place(files.config, config.mesh, dtype)
+    mesh, _ = place(files.config, None, dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, config.replicate_kv), mesh, dtype)
     unknown, none = np.zeros((len(texts), 1)), np.zeros(len(texts), bool)
     table = EntityTable(dataset, tuple(texts), unknown, ("unknown",), ("",), none)

@@ -13,6 +13,8 @@ from sklearn.metrics import r2_score
 import jaxprobe
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
+from jaxprobe.experiment import open_run, random_states
+from jaxprobe.predict import predict
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.run import run
 from tests.tiny_llama import save_model
@@ -274,3 +276,13 @@ def test_other_groups_are_another_run(model, places, tmp_path):
     frame.to_csv(places, index=False)
     with pytest.raises(InputError, match="the weights, the table or the version of jaxprobe changed"):
         run(config)
+
+
+def test_predict_and_random_weights_need_no_mesh_of_the_run(model, places, tmp_path):
+    """The settings of a run on more devices than are here."""
+    directory = run(settings(model, places, tmp_path, target=("founded",)))
+    config = directory.read_config()
+    directory.write_config(config | {"settings": config["settings"] | {"mesh": "data=64"}})
+    assert len(predict(directory.path, ["Paris"])) == 1
+    opened = open_run(directory.path)
+    assert random_states(opened.config, opened.table, "0")["0"].shape == (60, 64)
