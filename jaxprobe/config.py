@@ -121,7 +121,7 @@ def read_config(path: AnyPath) -> RunConfig:
 
 
 def fingerprint(settings: dict[str, Any], inputs: dict[str, Any]) -> str:
-    """A digest of the settings that change a number and of what they led to (weights, tokens, targets)."""
+    """A digest of the settings that change a number and of what they led to (weights, tokens, targets, groups)."""
     kept = {name: value for name, value in settings.items() if name not in NOT_IN_THE_KEY}
     return hashlib.sha256(json.dumps([kept, inputs], sort_keys=True).encode()).hexdigest()[:16]
 

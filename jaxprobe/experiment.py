@@ -1,6 +1,7 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,8 @@ def open_run(path: AnyPath) -> OpenRun:
       InputError: no run, one that is not finished or keeps no states, or a table that has changed since.
     """
     directory = RunDirectory(path)
-    config = read_config(directory.config_path)
     result = directory.read_result()
+    config = replace(read_config(directory.config_path), dtype=result["dtype"])
     again = f"jaxprobe run --config {directory.config_path}"
     if not directory.activations_path.is_dir():
         raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")
@@ -196,7 +197,7 @@ def random_states(
     last = None if state == "final_norm" else layer or 0
     files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
     dtype = choose_dtype(config.dtype)
-    mesh, _ = place(files.config, config.mesh, dtype)
+    mesh, _ = place(files.config, None, dtype)  # this machine's, not the run's
     files = fit_mesh(files, mesh, config.replicate_kv)
     weights = random_llama(files.config, mesh, DTYPES[dtype], config.seed)
     model = LanguageModel(files, weights, mesh, dtype)

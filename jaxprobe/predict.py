@@ -1,6 +1,7 @@
 """Where is it, or when? A finished run's probe on names of one's own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,7 @@ def predict(run: AnyPath, texts: Sequence[str]) -> pd.DataFrame:
       InputError: no finished run, no text, or whatever stands in the way of running the model.
     """
     directory = RunDirectory(run)
-    config = read_config(directory.config_path)
-    directory.read_result()
+    config = replace(read_config(directory.config_path), dtype=directory.read_result()["dtype"])
     if not texts or not all(text.strip() for text in texts):
         raise InputError('No text to predict for, or an empty one. Name some: --text "Reykjavik" "Lima".')
     arrays, metadata = directory.read_probes()
@@ -83,7 +83,7 @@ def _read_state(config: RunConfig, dataset: str, texts: Sequence[str], state: st
         last_layer=None if final_norm else layer or 0,
     )
     dtype = choose_dtype(config.dtype)
-    mesh, _ = place(files.config, config.mesh, dtype)
+    mesh, _ = place(files.config, None, dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, config.replicate_kv), mesh, dtype)
     unknown, none = np.zeros((len(texts), 1)), np.zeros(len(texts), bool)
     table = EntityTable(dataset, tuple(texts), unknown, ("unknown",), ("",), none)

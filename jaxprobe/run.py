@@ -111,9 +111,9 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
 
     ``files`` are those of the settings' model where it is open already, for several runs of one.
     """
-    config = replace(config, out=as_path(config.out or default_folder(config)))
-    table = load_run_table(config)
     dtype = choose_dtype(config.dtype)
+    config = replace(config, out=as_path(config.out or default_folder(config)), dtype=dtype)  # kept for other machines
+    table = load_run_table(config)
     last = None if config.final_norm or not config.layers else max(config.layers)
     if files is None:
         files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
@@ -143,7 +143,8 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
     sums = Memory(0, 0) if config.store else streaming_memory(*sizes, mesh)
     inputs = extraction_settings(files, extraction) | {
         "dtype": dtype,
-        "targets": [table.targets.tolist(), table.is_test.tolist()],
+        "targets": [table.target_names, table.targets.tolist(), table.is_test.tolist()],
+        "groups": {name: np.asarray(labels).astype(str).tolist() for name, labels in table.groups.items()},
     }
     settings = to_json(config)
     document = {"settings": settings, "versions": versions(), "fingerprint": fingerprint(settings, inputs)}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from sklearn.metrics import r2_score
 import jaxprobe
 from jaxprobe.config import RunConfig, read_config
 from jaxprobe.errors import InputError
+from jaxprobe.experiment import open_run, random_states
+from jaxprobe.predict import predict
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.run import run
 from tests.tiny_llama import save_model
@@ -118,7 +121,7 @@ def test_another_run_in_the_same_folder_is_refused(model, places, tmp_path):
 def test_config_json_gives_the_settings_back(model, places, tmp_path):
     config = settings(model, places, tmp_path, target=("founded",), layers=(0, 1))
     directory = run(config)
-    assert read_config(directory.config_path) == config
+    assert read_config(directory.config_path) == replace(config, dtype="float32")
     assert tuple(jaxprobe.open_activations(directory.activations_path)) == ("embed", "0", "1")
     (tmp_path / "bad.json").write_text(json.dumps({"settings": {"model": "x", "unheard": 1}}))
     with pytest.raises(InputError, match="not known .unheard. or lacks some .dataset"):
@@ -156,7 +159,7 @@ def test_a_run_without_a_store_writes_the_same_files(model, places, tmp_path, fo
     lines = []
     directory = run(config, lines.append)
     assert directory.is_complete and not directory.activations_path.exists() and not directory.controls_path.exists()
-    assert read_config(directory.config_path) == config
+    assert read_config(directory.config_path) == replace(config, dtype="float32")
     how = "leaving out each of 3 values of continent" if fold_group else "5-fold cross-validation"
     assert any(f"not stored: penalties are chosen by {how}" in line for line in lines)
     assert directory.read_config()["result"]["chosen_by"] == how
@@ -249,3 +252,37 @@ def test_a_tokenizer_without_bos_writes_nothing(model, places, tmp_path):
     with pytest.raises(InputError, match="no BOS token"):
         run(settings(without_bos(model, tmp_path), places, tmp_path, target=("founded",)))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch):
+    """A GPU's default is bfloat16: what begins there goes on so elsewhere, or is refused with that reason."""
+    monkeypatch.setattr("jaxprobe.models.load.jax.default_backend", lambda: "gpu")
+    config = settings(model, places, tmp_path, target=("founded",))
+    directory = run(config)
+    monkeypatch.undo()
+    assert read_config(directory.config_path).dtype == "bfloat16"
+    with pytest.raises(InputError, match='dtype: "bfloat16" there, "float32" wanted'):
+        run(config)
+    lines = []
+    run(read_config(directory.config_path), lines.append)
+    assert "finished: nothing to do" in lines[-1]
+
+
+def test_other_groups_are_another_run(model, places, tmp_path):
+    config = settings(model, places, tmp_path, target=("founded",), group=("continent",))
+    run(config)
+    frame = pd.read_csv(places)
+    frame["continent"] = frame["continent"].replace("Paris", "Rome")
+    frame.to_csv(places, index=False)
+    with pytest.raises(InputError, match="the weights, the table or the version of jaxprobe changed"):
+        run(config)
+
+
+def test_predict_and_random_weights_need_no_mesh_of_the_run(model, places, tmp_path):
+    """The settings of a run on more devices than are here."""
+    directory = run(settings(model, places, tmp_path, target=("founded",)))
+    config = directory.read_config()
+    directory.write_config(config | {"settings": config["settings"] | {"mesh": "data=64"}})
+    assert len(predict(directory.path, ["Paris"])) == 1
+    opened = open_run(directory.path)
+    assert random_states(opened.config, opened.table, "0")["0"].shape == (60, 64)

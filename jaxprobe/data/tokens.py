@@ -42,6 +42,7 @@ def tokenize(
     prompt: Prompt | str = "empty",
     *,
     max_length: int | None = None,
+    vocabulary: int | None = None,
     seed: int = 0,
 ) -> Tokens:
     """Token ids of each entity inside its prompt, up to the entity's last token.
@@ -55,15 +56,17 @@ def tokenize(
       texts: N entities.
       prompt: a Prompt, one of the common names, or a template with ``{}`` once.
       max_length: the model's context in tokens, BOS included; None for no limit.
+      vocabulary: how many ids the model has, of which the random ones are drawn; None for all of the tokenizer's.
       seed: of the random ids, where the prompt asks for them.
     Raises:
       InputError: no BOS, or a prompt that brings its own; entities that are empty, have no tokens, or are longer
-        than `max_length`.
+        than `max_length`; a token that the model does not have.
     """
     prompt = find_prompt("", prompt) if isinstance(prompt, str) else prompt
     texts = prompt.spell(texts)
     _check_input(tokenizer, texts, prompt)
-    prefix = _random_ids(tokenizer, len(texts) if prompt.prefix_per_row else 1, prompt.random_tokens, seed)
+    count = len(tokenizer) if vocabulary is None else min(vocabulary, len(tokenizer))
+    prefix = _random_ids(tokenizer, count, (len(texts) if prompt.prefix_per_row else 1, prompt.random_tokens), seed)
     before, after = prompt.template.split("{}")
     # Padding and truncation may be left from the file or an earlier call; transformers sets both at each of its own.
     backend = tokenizer.backend_tokenizer
@@ -85,6 +88,11 @@ def tokenize(
             lengths.append(len(entity_ids))
     _check_lengths(texts, np.array(lengths), without_tokens, max_length)
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if vocabulary is not None and max(ids) >= vocabulary:  # an embedding would be looked up at its last row, silently
+        raise InputError(
+            f"Token {max(ids)} of the tokenizer (it has {len(tokenizer):,}) is not one of the model's {vocabulary:,}. "
+            "Name the model's own tokenizer with --tokenizer."
+        )
     return Tokens(np.array(ids, np.int32), starts, np.array(straddling, np.int64), tokenizer.bos_token_id)
 
 
@@ -104,11 +112,13 @@ def _entity_stop(string: str, offsets: list[tuple[int, int]], start: int, end: i
     return stop, straddles
 
 
-def _random_ids(tokenizer: PreTrainedTokenizerFast, rows: int, count: int, seed: int) -> list[list[int]]:
-    """[rows, count] seeded ids of ordinary tokens."""
+def _random_ids(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: int, shape: tuple[int, int], seed: int
+) -> list[list[int]]:
+    """Seeded ids of ordinary tokens below ``vocabulary``."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    ordinary = np.array([token_id for token_id in range(len(tokenizer)) if token_id not in special])
-    return np.random.default_rng(seed).choice(ordinary, (rows, count)).tolist()
+    ordinary = np.array([token_id for token_id in range(vocabulary) if token_id not in special])
+    return np.random.default_rng(seed).choice(ordinary, shape).tolist()
 
 
 def _check_input(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt: Prompt) -> None:

@@ -65,11 +65,13 @@ def plan_extraction(
       seed: of the ``random`` prompt's tokens.
 
     Raises:
-      InputError: an unusable prompt, a text that is empty or longer than the context, a layer that is not there.
+      InputError: an unusable prompt, a text that is empty or longer than the context, a token or a layer that the
+        model does not have.
     """
     prompt = find_prompt(table.name, prompt) if isinstance(prompt, str) else prompt
     states = choose_states(files.config, files.complete, layers, final_norm)
-    tokens = tokenize(files.tokenizer, table.texts, prompt, max_length=files.config.context, seed=seed)
+    limits = {"max_length": files.config.context, "vocabulary": files.config.vocabulary}
+    tokens = tokenize(files.tokenizer, table.texts, prompt, **limits, seed=seed)
     plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
     return Extraction(table.texts, prompt, tokens, plan, states, files.config.width)
 

@@ -160,10 +160,8 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     head_width = rest.pop("head_dim", None) or width // heads
     rope = rest.pop("rope_parameters", None)
     theta, scaling = rest.pop("rope_theta", None), rest.pop("rope_scaling", None)
-    if rope is None:
-        rope = {"rope_theta": theta or THETA_BEFORE_THE_FIELD, **(scaling or {})}
-    elif "rope_theta" not in rope:
-        rope = {"rope_theta": theta or THETA_BEFORE_THE_FIELD, **rope}
+    # Where both are there, transformers 5 takes the older field whole.
+    rope = {"rope_theta": theta or THETA_BEFORE_THE_FIELD, **(scaling or rope or {})}
     config = LlamaConfig(
         layers=take("num_hidden_layers"),
         width=width,

@@ -12,7 +12,7 @@ from jaxprobe.extract.collect import extract_states, open_store, plan_extraction
 from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model, open_model
-from tests.tiny_llama import save_model
+from tests.tiny_llama import save_llama, save_model, save_tokenizer
 
 NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")
 
@@ -76,3 +76,16 @@ def test_other_constants_are_another_model(folder, table, tmp_path):
                 open_store(tmp_path / "store", files, extraction, "float32")
         else:
             open_store(tmp_path / "store", files, extraction, "float32").close()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_where_they_occur(table, tmp_path):
+    """Only then: tokenizers with a few more that no text has are common. Random ones are drawn from the model's."""
+    size = save_tokenizer(tmp_path, NAMES)
+    save_llama(tmp_path, vocabulary=96)
+    files, mesh = open_model(str(tmp_path)), make_mesh({"data": 1})
+    assert size > 96
+    with pytest.raises(InputError, match=rf"Token \d+ of the tokenizer \(it has {size}\) is not one of the model's 96"):
+        plan_extraction(files, table, mesh=mesh)
+    letters = EntityTable("letters", tuple("ABCDEFGHIJ"), table.targets, ("year",), ("year",), table.is_test)
+    tokens = plan_extraction(files, letters, "random_per_row", mesh=mesh).tokens
+    assert len(np.unique(tokens.ids)) > 40 and tokens.ids.max() < 96

@@ -35,6 +35,8 @@ ROPES = [
     {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
     {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}},
     {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e5, **LLAMA3}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}, "rope_scaling": None},
 ]
 
 
