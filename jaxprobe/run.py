@@ -114,9 +114,10 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
 
     ``files`` are those of the settings' model where it is open already, for several runs of one.
     """
-    dtype = choose_dtype(config.dtype)
-    config = replace(config, out=config.out or default_folder(config), dtype=dtype)  # kept for other machines
+    config = replace(config, out=config.out or default_folder(config))
     table = load_run_table(config)
+    dtype = choose_dtype(config.dtype)
+    config = replace(config, dtype=dtype)  # the default is another one on other machines
     last = None if config.final_norm or not config.layers else max(config.layers)
     if files is None:
         files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
