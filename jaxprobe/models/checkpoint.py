@@ -4,6 +4,7 @@ Each read maps its tensor anew and lets go of it afterwards: a mapping that stay
 ever read resident, and by the last tensor the process would hold the checkpoint a second time.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -150,6 +151,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 _DIGEST_WHOLE, _DIGEST_BLOCK, _DIGEST_SAMPLES = 2**30, 2**20, 256
 
 
+@functools.lru_cache(maxsize=1)  # a run asks twice, and several runs of one model for each
 def weights_digest(checkpoint: Checkpoint) -> str:
     """A SHA-256 that tells checkpoints apart: over whole files up to 1 GB, over their sizes and samples beyond.
 
