@@ -1,7 +1,7 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ def open_run(path: AnyPath) -> OpenRun:
     """
     directory = RunDirectory(path)
     result = directory.read_result()
-    config = replace(read_config(directory.config_path), dtype=result["dtype"])
+    config = dataclasses.replace(read_config(directory.config_path), dtype=result["dtype"])
     again = f"jaxprobe run --config {directory.config_path}"
     if not directory.activations_path.is_dir():
         raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")

@@ -3,6 +3,7 @@
 Source: Gurnee & Tegmark (2023), "Language Models Represent Space and Time", arXiv 2310.02207, table of test R2.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def run_all(configs: Sequence[RunConfig], say: Say, progress: Progress) -> list[
     unstored = [each for each in todo if not each.directory.activations_path.exists()]
     check_space(configs[0].out, sum(each.extraction.state_bytes(each.dtype) for each in unstored))
     say(f"{len(todo)} of {len(prepared)} runs to do{how_long(todo)}.")
-    model = load(todo[0], progress) if todo else None
+    model = functools.cache(lambda: load(todo[0], progress))  # once, and not where all states are stored
     for each, lines in zip(prepared, said, strict=True):
         for line in lines:
             say(line)

@@ -1,7 +1,7 @@
 """Where is it, or when? A finished run's probe on names of one's own."""
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ def predict(run: AnyPath, texts: Sequence[str]) -> pd.DataFrame:
       InputError: no finished run, no text, or whatever stands in the way of running the model.
     """
     directory = RunDirectory(run)
-    config = replace(read_config(directory.config_path), dtype=directory.read_result()["dtype"])
+    config = dataclasses.replace(read_config(directory.config_path), dtype=directory.read_result()["dtype"])
     if not texts or not all(text.strip() for text in texts):
         raise InputError('No text to predict for, or an empty one. Name some: --text "Reykjavik" "Lima".')
     arrays, metadata = directory.read_probes()

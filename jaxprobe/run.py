@@ -81,13 +81,17 @@ def run(config: RunConfig, say: Say = lambda line: None, progress: Progress | No
 
 
 def finish(
-    prepared: Prepared, say: Say, progress: Progress, started: float, model: LanguageModel | None = None
+    prepared: Prepared,
+    say: Say,
+    progress: Progress,
+    started: float,
+    model: Callable[[], LanguageModel] | None = None,
 ) -> RunDirectory:
     """Does what is left of a run after its checks, and returns its folder.
 
     Args:
       started: when it began (``time.perf_counter``), for its total.
-      model: the run's model where it is read already, for several runs of one; it is then kept for the next.
+      model: what gives the run's model, called where it is needed, for several runs of one; default: it is read.
     """
     config, directory = prepared.config, prepared.directory
     facts = exchange([prepared.document["fingerprint"], directory.is_complete and not config.repair])
@@ -111,9 +115,10 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
 
     ``files`` are those of the settings' model where it is open already, for several runs of one.
     """
-    dtype = choose_dtype(config.dtype)
-    config = replace(config, out=as_path(config.out or default_folder(config)), dtype=dtype)  # kept for other machines
+    config = replace(config, out=as_path(config.out or default_folder(config)))
     table = load_run_table(config)
+    dtype = choose_dtype(config.dtype)
+    config = replace(config, dtype=dtype)  # the default is another one on other machines
     last = None if config.final_norm or not config.layers else max(config.layers)
     if files is None:
         files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
@@ -235,7 +240,7 @@ def chosen_by(prepared: Prepared) -> str:
 
 
 def _probe_stored(
-    prepared: Prepared, say: Say, progress: Progress, model: LanguageModel | None
+    prepared: Prepared, say: Say, progress: Progress, model: Callable[[], LanguageModel] | None
 ) -> tuple[LayerProbes, pd.DataFrame | None]:
     """Probes from the stored states, and (of several processes only the first) the headline layer's controls."""
     activations = _activations(prepared, say, progress, model)
@@ -250,12 +255,12 @@ def _probe_stored(
 
 
 def _probe_streamed(
-    prepared: Prepared, say: Say, progress: Progress, model: LanguageModel | None
+    prepared: Prepared, say: Say, progress: Progress, model: Callable[[], LanguageModel] | None
 ) -> tuple[LayerProbes, None]:
     """Probes from sums over rows; no controls, which need rows."""
-    model = model or load(prepared, progress)
+    read = model() if model else load(prepared, progress)
     options = {"seed": prepared.config.seed, "progress": progress} | _names(prepared)
-    return stream_probes(model, *prepared.passes, prepared.table, prepared.folds, **options), None
+    return stream_probes(read, *prepared.passes, prepared.table, prepared.folds, **options), None
 
 
 def _names(prepared: Prepared) -> dict[str, str]:
@@ -263,11 +268,12 @@ def _names(prepared: Prepared) -> dict[str, str]:
 
 
 def load(prepared: Prepared, progress: Progress) -> LanguageModel:
-    """Reads the weights of a run's model."""
+    """Reads the weights of a run's model. Raises InputError where there is no room for them and what goes with them."""
+    check_memory(prepared.memory, prepared.mesh)
     return read_weights(prepared.files, prepared.mesh, prepared.dtype, progress)
 
 
-def _activations(prepared: Prepared, say: Say, progress: Progress, model: LanguageModel | None):
+def _activations(prepared: Prepared, say: Say, progress: Progress, model: Callable[[], LanguageModel] | None):
     """The stored states; computes what is missing of them. The weights are released before probes are fitted."""
     path = prepared.directory.activations_path
     store = open_store(path, prepared.files, prepared.extraction, prepared.dtype, repair=prepared.config.repair)
@@ -280,8 +286,7 @@ def _activations(prepared: Prepared, say: Say, progress: Progress, model: Langua
             total = len(prepared.extraction.plan.shards)
             if len(store.missing) < total:
                 say(f"Going on: {total - len(store.missing)} of {total} shards are stored already in {path}.")
-            check_memory(prepared.memory, prepared.mesh)
-            fill_store(store, model or load(prepared, progress), prepared.extraction, progress)
+            fill_store(store, model() if model else load(prepared, progress), prepared.extraction, progress)
     return open_activations(path)
 
 

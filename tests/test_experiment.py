@@ -13,8 +13,9 @@ from jaxprobe.config import RunConfig
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import blocks, controls
 from jaxprobe.extract.activations import open_activations
-from jaxprobe.paper import PUBLISHED, plan_runs, run_paper
+from jaxprobe.paper import PUBLISHED, load, plan_runs, run_all, run_paper
 from jaxprobe.predict import conformal_width, predict
+from jaxprobe.progress import default_progress
 from jaxprobe.run import run
 from tests.tiny_llama import save_model
 
@@ -269,3 +270,17 @@ def test_no_run_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["experiment", "blocks"])
     assert stop.value.code == 2 and "No run to look at" in capsys.readouterr().err
+
+
+def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(model, tables, tmp_path, monkeypatch):
+    loaded, checked = [], []
+    monkeypatch.setattr("jaxprobe.paper.load", lambda *given: (loaded.append(1), load(*given))[1])
+    monkeypatch.setattr("jaxprobe.run.check_memory", lambda *given: checked.append(len(loaded)))
+    configs = plan_runs(model, tmp_path, tables, ("empty",), None)
+    paths = run_all(configs, lambda line: None, default_progress())
+    # Each run before any weights are read, and then once more as they are: never with them in memory.
+    assert len(loaded) == 1 and checked == [0] * len(paths) + [1]
+    for path in paths:
+        (path / "scores.parquet").unlink()
+    run_all(configs, lambda line: None, default_progress())
+    assert len(loaded) == 1 and all((path / "scores.parquet").is_file() for path in paths)

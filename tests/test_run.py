@@ -256,7 +256,7 @@ def test_a_tokenizer_without_bos_writes_nothing(model, places, tmp_path):
 
 def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch):
     """A GPU's default is bfloat16: what begins there goes on so elsewhere, or is refused with that reason."""
-    monkeypatch.setattr("jaxprobe.models.load.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("jaxprobe.run.choose_dtype", lambda dtype: dtype or "bfloat16")
     config = settings(model, places, tmp_path, target=("founded",))
     directory = run(config)
     monkeypatch.undo()

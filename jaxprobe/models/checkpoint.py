@@ -180,6 +180,7 @@ def open_checkpoint(path: AnyPath) -> Checkpoint:
 _DIGEST_WHOLE, _DIGEST_BLOCK, _DIGEST_SAMPLES = 2**30, 2**20, 256
 
 
+@functools.lru_cache(maxsize=1)  # a run asks twice, and several runs of one model for each
 def weights_digest(checkpoint: Checkpoint) -> str:
     """A SHA-256 that tells checkpoints apart: over whole files up to 1 GB, over their sizes and samples beyond.
 

@@ -8,9 +8,10 @@ import pytest
 
 from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.extract.collect import extract_states, open_store, plan_extraction
+from jaxprobe.extract.collect import extract_states, extraction_settings, open_store, plan_extraction
 from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh
+from jaxprobe.models.checkpoint import weights_digest
 from jaxprobe.models.load import load_model, open_model
 from tests.tiny_llama import save_llama, save_model, save_tokenizer
 
@@ -89,3 +90,12 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_where_they_occur
     letters = EntityTable("letters", tuple("ABCDEFGHIJ"), table.targets, ("year",), ("year",), table.is_test)
     tokens = plan_extraction(files, letters, "random_per_row", mesh=mesh).tokens
     assert len(np.unique(tokens.ids)) > 40 and tokens.ids.max() < 96
+
+
+def test_the_weights_are_digested_once_for_all_runs_of_a_model(folder, table, monkeypatch):
+    files = open_model(str(folder))
+    digest = weights_digest(files.checkpoint)
+    monkeypatch.setattr("jaxprobe.models.checkpoint._DIGEST_WHOLE", None)  # a second digest would fail
+    for prompt in ("empty", "In {}"):
+        extraction = plan_extraction(files, table, prompt, mesh=make_mesh({"data": 1}))
+        assert extraction_settings(files, extraction)["weights_sha256"] == digest
