@@ -86,6 +86,8 @@ def test_group_means_and_centring_by_brute_force():
     for row in range(50):
         expected = targets[row] - targets[labels == labels[row]].mean(0)
         np.testing.assert_allclose(centred[row], expected, atol=1e-12)
+    equal = np.array([0.1, 0.1, 0.1, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 5.0])[:, None]  # sums of these are rounded
+    assert (centre_groups(equal, letters([0, 0, 0, 1, 1, 1, 1, 2])) == 0).all()
 
 
 def test_exchanged_groups_have_another_groups_mean_and_their_own_spread():
