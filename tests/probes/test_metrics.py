@@ -132,3 +132,12 @@ def test_resamples_without_a_score_do_not_spoil_the_interval():
     one = np.where(np.arange(10) == 0, 1.0, 0.1)[:, None]
     found = score(one, p, metrics=("r2",))["r2"]
     assert np.isfinite(found.value).all() and np.isnan(found.ci_low).all() and np.isnan(found.ci_high).all()
+
+
+@pytest.mark.parametrize("count", [2, 14, 15])
+def test_few_groups_give_no_interval(count):
+    y, p = predictions()
+    found = score(y, p, groups=np.arange(300) % count, metrics=("r2",), replicates=50)["r2"]
+    assert np.isfinite(found.value).all() and (np.isfinite(found.ci_low) == (count == 15)).all()
+    less = paired_difference(y, p, p[:1], groups=np.arange(300) % count, metrics=("r2",), replicates=50)["r2"]
+    assert np.isfinite(less.value).all() and (np.isfinite(less.ci_high) == (count == 15)).all()
