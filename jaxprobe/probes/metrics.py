@@ -13,7 +13,7 @@ from jaxprobe.errors import InputError
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the GRS 80 ellipsoid (Moritz 2000)
 RANK_REPLICATES = 200  # Spearman and medians sort again in each replicate, so they take the first 200 only
-# Over few groups a percentile interval is too narrow. Where groups share their error, a 95 % interval covered in 72 % of
+# Over few groups a percentile interval is too narrow. Where groups share their error, one of 95 % covered in 72 % of
 # 1,000 worlds with 4 groups, 86 % with 8, 90 % with 15, 91 % with 30.
 FEWEST_GROUPS = 15
 _DEFINED = 0.99  # of the replicates, for an interval: what is left out is then less than half of a tail of 2.5 %
