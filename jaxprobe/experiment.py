@@ -51,7 +51,8 @@ def open_run(path: AnyPath) -> OpenRun:
     table = load_run_table(config)
     entities = directory.read_entities()
     targets = entities[[f"true_{name}" for name in table.target_names if f"true_{name}" in entities]].to_numpy()
-    if list(table.texts) != list(entities["text"]) or not np.array_equal(targets, table.targets):
+    same_split = np.array_equal(entities["split"] == "test", table.is_test)
+    if list(table.texts) != list(entities["text"]) or not np.array_equal(targets, table.targets) or not same_split:
         raise InputError(f"Table {config.dataset} is not the one {path} was made from. Run it anew: {again} --out NEW")
     prompt = find_prompt(table.name, config.prompt).name
     activations = open_activations(directory.activations_path)
@@ -83,7 +84,8 @@ def layers(runs: Sequence[AnyPath], progress: Progress | None = None) -> pd.Data
             parts.append(comparison.compare_headlines(run, first))
         frame = pd.concat(parts, ignore_index=True)
         number = pd.to_numeric(frame["layer"], errors="coerce") + 1
-        depth = (number / number.max()).mask(frame["layer"] == "embed", 0.0).mask(frame["layer"] == "final_norm", 1.0)
+        last = RunDirectory(path).read_result().get("blocks", number.max())  # runs of older versions do not say
+        depth = (number / last).mask(frame["layer"] == "embed", 0.0).mask(frame["layer"] == "final_norm", 1.0)
         frames.append(frame.assign(depth=depth, run=str(path)))
     return pd.concat(frames, ignore_index=True)
 
@@ -147,6 +149,8 @@ def hold_out(
     for run in map(open_run, runs):
         at = run.activations, run.table, state or run.headline
         columns = tuple(group) or usable_groups(run.table)
+        if held and not group:
+            columns = _columns_with(run.table, columns, held)
         if not columns and not run.table.is_place:
             raise InputError(f"{run.directory.path} has no group to hold out. Run it with --group COLUMN.")
         names = _names(run) | {"progress": progress}
@@ -220,6 +224,17 @@ def write_table(name: str, frame: pd.DataFrame, run: AnyPath) -> AnyPath:
 def usable_groups(table: EntityTable) -> tuple[str, ...]:
     """The group columns of which some group can be held out and another is left."""
     return tuple(group for group, labels in table.groups.items() if _two_labels(table, np.asarray(labels).astype(str)))
+
+
+def _columns_with(table: EntityTable, columns: Sequence[str], held: Sequence[str]) -> tuple[str, ...]:
+    """The columns that have all of these labels. Raises InputError where none has."""
+    found = tuple(name for name in columns if set(held) <= set(np.asarray(table.groups[name]).astype(str)))
+    if not found:
+        named, among = ", ".join(map(repr, held)), ", ".join(columns) or "none"
+        raise InputError(
+            f"No group of table {table.name} has {named} (its groups: {among}). Take values of one column."
+        )
+    return found
 
 
 def _two_labels(table: EntityTable, labels: np.ndarray) -> bool:

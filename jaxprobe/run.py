@@ -321,6 +321,7 @@ def write_results(
     result = {
         "headline_layer": probes.headline,
         "chosen_by": chosen_by(prepared),
+        "blocks": prepared.files.checkpoint.config().layers,  # of the model; files.config counts those that were run
         "model": prepared.files.source.name,
         "model_description": DEMO_DESCRIPTION if prepared.config.model == DEMO_MODEL else "",
         "prompt": prepared.extraction.prompt.wording,

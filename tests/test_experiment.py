@@ -1,6 +1,7 @@
 """Experiments, predictions and the paper's tables on whole runs of a tiny model, as a user calls them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,25 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
     assert {"layers", "prompts", "entity_types-1", "entity_types-2", "dateline"} <= {
         p.stem for p in folder.glob("*.png")
     }
+
+
+def test_depth_is_of_the_whole_model_whatever_was_read(model, tables, tmp_path):
+    read = run(RunConfig(model, "art", tmp_path / "run", data_dir=tables, mesh="data=1", layers=(0,))).path
+    frame = experiment.layers([read])
+    assert frame.loc[frame["layer"] == "0", "depth"].to_numpy() == pytest.approx(1 / 3)  # the model has three blocks
+
+
+def test_labels_to_hold_out_choose_their_columns(runs):
+    table = experiment.open_run(runs[0]).table
+    both = replace(table, groups=dict(table.groups) | {"half": np.where(np.arange(80) // 4 % 2, "Paris", "Atlantis")})
+    columns = experiment.usable_groups(both)
+    assert set(columns) >= {"country", "half"}
+    label = table.groups["country"][0]
+    assert experiment._columns_with(both, columns, ["Atlantis"]) == ("half",)
+    assert "country" in experiment._columns_with(both, columns, [label])
+    assert "No group of table world_place has 'Rio' (its groups: " in refused(
+        lambda: experiment.hold_out([runs[0]], held=["Rio"])
+    )
 
 
 def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trained(runs):
@@ -250,9 +270,13 @@ def test_runs_that_cannot_be_used_are_refused_with_the_command_that_helps(runs, 
     assert "is not finished. Go on with: jaxprobe run --config" in refused(lambda: experiment.open_run(tmp_path))
 
 
-def test_a_table_that_has_changed_is_refused(runs, tables, tmp_path):
+@pytest.mark.parametrize("changed", ["latitude", "is_test"])
+def test_a_table_that_has_changed_is_refused(changed, runs, tables, tmp_path):
     frame = pd.read_csv(tables / "world_place.csv")
-    frame.loc[1, "latitude"] += 1
+    if changed == "latitude":
+        frame.loc[1, "latitude"] += 1
+    else:
+        frame.loc[[0, 1], "is_test"] = frame.loc[[1, 0], "is_test"].to_numpy()
     frame.to_csv(tmp_path / "world_place.csv", index=False)
     folder = tmp_path / "run"
     folder.mkdir()

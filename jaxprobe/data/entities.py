@@ -135,6 +135,7 @@ def make_table(
     target = attempt(_order_target, target) or ()
     values = [attempt(columns.target_values, frame, column) for column in target]
     attempt(columns.require_columns, frame, group)
+    attempt(_refuse_own_names, target, group)
     if problems:
         raise InputError(*problems)
 
@@ -205,6 +206,19 @@ def _order_target(target: Sequence[str]) -> tuple[str, ...]:
         order = {"latitude": 0, "longitude": 1}
         target = sorted(target, key=lambda column: order.get(columns.COORDINATES.get(column.lower(), ""), 2))
     return tuple(target)
+
+
+def _refuse_own_names(target: Sequence[str], group: Sequence[str]) -> None:
+    """Names that a run's scores keep for their own rows would stand twice there."""
+    taken = {"target": (target, ("mean", "place")), "group": (group, ("rows", "permutations"))}
+    problems = [
+        f"A {kind} cannot be called {column!r}, which the scores of a run call something else. Rename the column."
+        for kind, (named, own) in taken.items()
+        for column in named
+        if column in own
+    ]
+    if problems:
+        raise InputError(*problems)
 
 
 def _require_variation(table: EntityTable) -> None:

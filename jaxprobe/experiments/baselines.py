@@ -71,7 +71,8 @@ def exchange_groups(targets: np.ndarray, labels: np.ndarray, rng: np.random.Gene
 
 def centre_groups(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """[..., N, C] less the mean of each row's group of labels [N]."""
-    _, code, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    _, first, code, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    values = values - values[..., first[code], :]  # so that equal values of a group come out as 0, without rounding
     one_hot_sums = np.zeros((*values.shape[:-2], len(sizes), values.shape[-1]))
     np.add.at(one_hot_sums, (..., code, slice(None)), values)
     return values - (one_hot_sums / sizes[:, None])[..., code, :]

@@ -145,7 +145,7 @@ def _block_scores(table: EntityTable, both: np.ndarray, inside: np.ndarray, trai
     # One less a ratio turns the interval around; in the difference the ones cancel.
     one = np.array([1.0, 1.0, 0.0])[:, None]
     found["r2_train_mean"] = Interval(one - unexplained.value, one - unexplained.ci_high, one - unexplained.ci_low)
-    scale = 1.0 if table.is_place else train.std(0)[None]
+    scale = 1.0 if table.is_place else np.where(np.ptp(train, axis=0) > 0, train.std(0), 1.0)[None]
     shares = np.stack([proximity_error(q / scale, truth / scale, inside, places=table.is_place) for q in both])
     found["proximity_error"] = ratio_intervals(shares[..., None], np.ones((len(y), 1)), seed, average=False)
     return found

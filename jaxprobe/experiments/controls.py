@@ -1,5 +1,6 @@
 """What else would explain the score? Each control is one thing that a bare R2 does not rule out."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -44,9 +45,10 @@ def run(
         permuted_GROUP     groups exchange their mean targets, and rows their deviations inside the group
         within_GROUP       the probe itself, predictions and targets both less their mean over the group's test rows
       ``resampled``, what the 95 % interval is over: "rows" (a bootstrap over test rows, probe fixed), a group column
-      (the same over whole groups), or "permutations" (the middle 95 % of them).
+      (the same over whole groups, where they are enough), or "permutations" (the middle 95 % of them).
       Metrics are r2, error_km_median for places, ``selectivity`` (R2 of the probe less that of the control, paired),
-      and for permuted targets ``p_value`` (share of permutations read as well as the true targets, these counted in).
+      and for permuted targets ``p_value`` (share of permutations read as well as the true targets, these counted in;
+      NaN without a score, and for groups that are too few to be exchanged in as many ways: 4 or fewer).
 
     Raises:
       InputError: a state that is not there, or rows that don't match.
@@ -120,8 +122,10 @@ def _by_group(table: EntityTable, state: str, predicted: np.ndarray, alpha: floa
 def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -> Iterator:
     """R2 of x [N, D] on targets that mean nothing; all of them are fitted at once, from one factorisation."""
     rng = np.random.default_rng(seed)
-    makers = {"permuted": lambda: rng.permutation(table.targets)}
+    makers, few = {"permuted": lambda: rng.permutation(table.targets)}, set()
     for group, labels in _groups(table):
+        if math.factorial(len(np.unique(labels)) - 1) < PERMUTATIONS:  # the rings of exchange_groups
+            few.add(f"permuted_{group}")
         makers[f"permuted_{group}"] = lambda labels=labels: exchange_groups(table.targets, labels, rng)
     made = [replace(table, targets=make()) for make in makers.values() for _ in range(PERMUTATIONS)]
     found = _r2_of_each(x, [table, *made], state)
@@ -129,6 +133,8 @@ def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -
     for control, values in zip(makers, rest, strict=True):
         share = (1 + np.sum(values >= real[None], axis=0)) / (1 + PERMUTATIONS)
         nothing = np.full_like(share, np.nan)
+        scored = np.isfinite(real) & np.isfinite(values).all(axis=0)
+        share = np.where(scored & (control not in few), share, np.nan)
         intervals = {
             "r2": _over_permutations(values),
             "selectivity": _over_permutations(real[None] - values),

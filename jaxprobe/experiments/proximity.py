@@ -12,7 +12,7 @@ def proximity_error(
 ) -> np.ndarray:
     """For each thing the share of the others whose prediction is nearer to its true target than its own prediction is.
 
-    0 is best; 0.5 is what predictions that know nothing give.
+    0 is best; 0.5 is what predictions that know nothing give. Of those that are equally near half count.
 
     Args:
       predicted: [M, C] predictions; truth: [M, C] targets, both in one unit for all C.
@@ -33,7 +33,8 @@ def proximity_error(
         block = rows[start : start + size]
         distance = _squares(predicted, truth[block])
         own = distance[np.arange(len(block)), block]
-        shares[start : start + size] = np.sum(distance < own[:, None], axis=1) / max(1, len(predicted) - 1)
+        nearer, tied = np.sum(distance < own[:, None], axis=1), np.sum(distance == own[:, None], axis=1) - 1
+        shares[start : start + size] = (nearer + tied / 2) / max(1, len(predicted) - 1)
     return shares
 
 

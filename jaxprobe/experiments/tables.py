@@ -91,11 +91,9 @@ def choose_labels(
     Raises:
       InputError: a group that is not there, or with fewer than two rows to fit on or to test on.
     """
-    counts = {
-        str(name): (int((rows & ~table.is_test).sum()), int((rows & table.is_test).sum()))
-        for name in np.unique(labels)
-        for rows in [labels == name]
-    }
+    names, code = np.unique(labels, return_inverse=True)
+    sides = (np.bincount(code[rows], minlength=len(names)).tolist() for rows in (~table.is_test, table.is_test))
+    counts = dict(zip(names.tolist(), zip(*sides, strict=True), strict=True))
     problems = [f"No row has {group} {name!r}. Take a value of that column." for name in named if name not in counts]
     for name in named:
         train, test = counts.get(name, (2, 2))

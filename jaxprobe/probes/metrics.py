@@ -13,11 +13,18 @@ from jaxprobe.errors import InputError
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the GRS 80 ellipsoid (Moritz 2000)
 RANK_REPLICATES = 200  # Spearman and medians sort again in each replicate, so they take the first 200 only
+# Over few groups a percentile interval is too narrow. Where groups share their error, one of 95 % covered in 72 % of
+# 1,000 worlds with 4 groups, 86 % with 8, 90 % with 15, 91 % with 30.
+FEWEST_GROUPS = 15
+_DEFINED = 0.99  # of the replicates, for an interval: what is left out is then less than half of a tail of 2.5 %
 _CHUNK = 200  # replicates at a time: the counts of 32,000 rows then take 51 MB
 
 
 class Interval(NamedTuple):
-    """A score and its percentile bootstrap interval; ``ci_low`` and ``ci_high`` are NaN without replicates."""
+    """A score and its percentile bootstrap interval; ``ci_low`` and ``ci_high`` are NaN where there is none.
+
+    Replicates without a score (R2 of a resample whose target does not vary) are left out while they are few.
+    """
 
     value: np.ndarray
     ci_low: np.ndarray
@@ -72,7 +79,8 @@ def score(
       y_true: [N, C] targets.
       y_pred: [L, N, C] predictions of L probes.
       places: the two targets are latitude and longitude in degrees: adds the great-circle errors.
-      groups: [N] labels (country, creator): resample whole groups instead of single rows.
+      groups: [N] labels (country, creator): resample whole groups instead of single rows; no interval with
+        fewer than FEWEST_GROUPS.
       replicates: number of resamples; 0 leaves the intervals NaN. Spearman and medians use at most 200 of them.
       level: probability that the interval is meant to cover.
       seed: equal seeds draw equal rows, whatever the predictions.
@@ -115,6 +123,8 @@ def _intervals(y_true, predictions, places, groups, replicates, level, seed, wan
     names = ["r2", "spearman", "mae"] + places * ["error_km_median", "error_km_mean"]
     names = names if wanted is None else [name for name in names if name in wanted]
     metrics = {name: [_METRICS[name](y_true, y_pred) for y_pred in predictions] for name in names}
+    if groups is not None and len(np.unique(np.asarray(groups))) < FEWEST_GROUPS:
+        replicates = 0
     drawn = {name: [] for name in names}
     for i, counts in enumerate(resample_counts(len(y_true), groups, replicates, seed)):
         for name in names:
@@ -140,8 +150,9 @@ def _interval(value: np.ndarray, drawn: list[np.ndarray], level: float) -> Inter
         return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
     tail = (1 - level) / 2
     replicates = np.concatenate(drawn)
-    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
-    return Interval(value, low, high)
+    enough = np.isfinite(replicates).mean(axis=0) >= _DEFINED
+    low, high = np.nanquantile(np.where(enough, replicates, 0), [tail, 1 - tail], axis=0)
+    return Interval(value, np.where(enough, low, np.nan), np.where(enough, high, np.nan))
 
 
 def _difference(metrics: list[Callable], weights: np.ndarray) -> np.ndarray:
@@ -182,8 +193,10 @@ def _r2(y_true, y_pred):
     centred = y_true - y_true.mean(0)  # so that the difference of sums below does not cancel
 
     def of(weights):
-        total = weights @ centred**2 - (weights @ centred) ** 2 / weights.sum(1, keepdims=True)
-        return _with_mean(1 - errors(weights) / np.where(varies & (total > 0), total, np.nan)[:, None])
+        squares = weights @ centred**2
+        total = squares - (weights @ centred) ** 2 / weights.sum(1, keepdims=True)
+        # Of equal values rounding leaves some 1e-16 of the squares, not 0.
+        return _with_mean(1 - errors(weights) / np.where(varies & (total > 1e-12 * squares), total, np.nan)[:, None])
 
     return of
 

@@ -131,8 +131,10 @@ def _mean_and_scale(x, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(
                 f"Layer {layer} of x holds values that are not finite. Read it again, in float32 if it was narrower."
             )
-        mean[layer], scale[layer] = states[rows].mean(0), states[rows].std(0)
-    return mean.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
+        states = states[rows]
+        # Not std > 0: rounding leaves a constant some 1e-17.
+        mean[layer], scale[layer] = states.mean(0), np.where(np.ptp(states, axis=0) > 0, states.std(0), 1.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
 
 
 @jax.jit

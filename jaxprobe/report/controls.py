@@ -1,5 +1,6 @@
 """The probe beside its controls: what a bare R2 does not rule out, in words and as a table."""
 
+import math
 from html import escape
 
 import pandas as pd
@@ -39,6 +40,8 @@ def control_table(results: RunResults) -> str:
         values = part.set_index("metric")
         cells = [_cell(values, "r2"), _cell(values, "selectivity"), _p_value(values)]
         name, why = describe_control(control, resampled)
+        if resampled not in ("rows", "permutations") and pd.isna(values.loc["r2", "ci_low"]):
+            why += "; no interval: too few groups"
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{escape(name)}<br><small>{escape(why)}</small></th>{numbers}</tr>')
     heads = "".join(f'<th scope="col">{title}</th>' for title in ("", "test R²", "probe less this", "p"))
@@ -46,7 +49,7 @@ def control_table(results: RunResults) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="Controls"><table class="numbers controlled">'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="quiet">Mean over targets. Brackets: 95 % interval over test rows, or over whole groups where the '
-        "name says so; for permuted targets the middle 95 % of permutations. p: the share of permutations that are "
+        "row says so; for permuted targets the middle 95 % of permutations. p: the share of permutations that are "
         "read as well as the true targets, these counted in.</p>"
     )
 
@@ -66,7 +69,7 @@ def describe_control(control: str, resampled: str) -> tuple[str, str]:
         return fixed[control]
     for prefix, name, why in (
         ("group_mean_", "The mean of its {}", "what the group alone tells, given the true group"),
-        ("within_", "Inside each {}", "the probe and the truth, both less their group's mean"),
+        ("within_", "Inside each {}", "the probe and the truth, both less their group's mean; whole groups resampled"),
         ("permuted_", "Targets exchanged between groups of {}", "what is left when only the group is known"),
     ):
         if control.startswith(prefix):
@@ -94,7 +97,12 @@ def _cell(values: pd.DataFrame, metric: str) -> str:
 
 
 def _p_value(values: pd.DataFrame) -> str:
-    return f"{values.loc['p_value', 'value']:.2g}" if "p_value" in values.index else "–"
+    if "p_value" not in values.index:
+        return "–"
+    p_value = values.loc["p_value", "value"]
+    if pd.isna(p_value):
+        return "none: too few groups" if math.isfinite(values.loc["selectivity", "value"]) else "none: no score"
+    return f"{p_value:.2g}"
 
 
 def _spaced(name: str) -> str:

@@ -151,3 +151,19 @@ def test_take():
     assert by_mask.texts == by_row.texts == ("place 7", "place 8", "place 9")
     assert by_mask.groups["group"].tolist() == by_row.groups["group"].tolist() == ["d", "e", "e"]
     np.testing.assert_array_equal(by_mask.targets[:, 0], [7, 8, 9])
+
+
+def test_names_that_scores_keep_for_themselves_are_refused():
+    more = dict(mean=np.arange(10) ** 2, place=np.arange(10) ** 3, rows=["a", "b"] * 5, permutations=["c"] * 10)
+    frame = places().assign(**more)
+    with pytest.raises(InputError) as raised:
+        make_table(frame, "t", target=["mean", "place", "y"], group=["rows", "permutations"])
+    assert [problem.split(",")[0] for problem in raised.value.problems] == [
+        "No column 'y'. The columns here: name",
+        "A target cannot be called 'mean'",
+        "A target cannot be called 'place'",
+        "A group cannot be called 'rows'",
+        "A group cannot be called 'permutations'",
+    ]
+    assert raised.value.problems[1].endswith("Rename the column.")
+    make_table(frame.rename(columns={"mean": "average"}), "t", target=["average"])

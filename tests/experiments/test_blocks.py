@@ -201,3 +201,21 @@ def test_spatial_blocks_need_places_and_rows_to_fit_on():
     world, states = spatial_world(np.random.default_rng(11), 60)
     with pytest.raises(InputError, match="A buffer of 30000 km leaves 0 training rows"):
         blocks.run_spatial(states, world, "map", buffer_km=30000.0)
+
+
+def test_equal_predictions_know_nothing_of_proximity():
+    truth = np.random.default_rng(12).normal(size=(40, 2))
+    assert (proximity_error(np.full((40, 2), 0.3), truth) == 0.5).all()
+    two = np.array([[0.0], [0.0], [5.0]])  # each of the first two has one of its two others beside it
+    np.testing.assert_array_equal(proximity_error(two, two), [0.25, 0.25, 0.0])
+
+
+def test_a_target_that_is_constant_without_the_group_has_a_proximity_error():
+    _, table = planted(np.random.default_rng(13), rows=120)
+    inside = table.groups["kind"] == "a"
+    targets = np.column_stack([table.targets[:, 0], np.where(inside, table.targets[:, 1], 3.0)])
+    fitted = targets[~table.is_test & ~inside]
+    truth = targets[table.is_test]
+    both = truth[None] + np.random.default_rng(14).normal(size=(2, *truth.shape))
+    found = blocks._block_scores(make_table(targets, table.groups), both, inside[table.is_test], fitted, 0)
+    assert (found["proximity_error"].value[:2] > 0).all()

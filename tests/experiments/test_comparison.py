@@ -12,7 +12,7 @@ from jaxprobe.experiments.comparison import Predicted, compare_headlines, compar
 from tests.experiments.worlds import letters, make_table, select
 
 
-def predicted_world(seed, noise, groups=6, rows=90):
+def predicted_world(seed, noise, groups=18, rows=90):
     """A run whose states predict two targets with noise of these deviations."""
     rng = np.random.default_rng(seed)
     targets = rng.normal(size=(rows, 2))
@@ -36,7 +36,7 @@ def test_states_less_embed_are_those_of_scikit_learn_and_of_resampling_by_hand()
     score = lambda rows, state: r2_score(truth[rows], run.predictions[state][rows])
     draws = {
         "rows": lambda: rng.integers(90, size=90),
-        "kind": lambda: np.concatenate([np.flatnonzero(kind == name) for name in rng.choice(np.unique(kind), 6)]),
+        "kind": lambda: np.concatenate([np.flatnonzero(kind == name) for name in rng.choice(np.unique(kind), 18)]),
     }
     for resampled, draw in draws.items():
         drawn = [score(rows, "1") - score(rows, "embed") for rows in (draw() for _ in range(2000))]

@@ -86,6 +86,8 @@ def test_group_means_and_centring_by_brute_force():
     for row in range(50):
         expected = targets[row] - targets[labels == labels[row]].mean(0)
         np.testing.assert_allclose(centred[row], expected, atol=1e-12)
+    equal = np.array([0.1, 0.1, 0.1, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 5.0])[:, None]  # sums of these are rounded
+    assert (centre_groups(equal, letters([0, 0, 0, 1, 1, 1, 1, 2])) == 0).all()
 
 
 def test_exchanged_groups_have_another_groups_mean_and_their_own_spread():
@@ -133,7 +135,7 @@ def test_a_probe_that_only_knows_the_group_is_found_out():
 
 def test_within_group_r2_and_its_interval_by_hand():
     rng = np.random.default_rng(6)
-    state, table = planted(rng, rows=120, noise=1.0)
+    state, table = planted(rng, rows=400, noise=1.0, groups=20)
     frame = controls.run({"0": state}, table, "0")
     test, labels = table.is_test, table.groups["kind"][table.is_test]
     probe = fit_ridge(state[None, ~test], table.targets[~test])
@@ -191,3 +193,30 @@ def test_columns_that_say_nothing_are_left_out_and_wrong_states_refused():
         controls.run({"0": state}, table, "9")
     with pytest.raises(InputError, match="State '0' has 10 rows; the table has 40"):
         controls.run({"0": state[:10]}, table, "0")
+
+
+def p_value_of(rng, groups, targets):
+    table = make_table(targets, {"kind": letters(np.arange(len(targets)) // 4 % groups)})
+    state = rng.normal(size=(len(targets), 3)).astype(np.float32)
+    return {frame["control"].iloc[0]: frame for frame in controls.permutation_test(state, table, "0", 0)}
+
+
+def test_what_has_no_score_has_no_p_value():
+    rng = np.random.default_rng(8)
+    targets = rng.normal(size=(80, 2))
+    targets[::4, 1] = 3.0  # the same in every test row
+    frame = p_value_of(rng, 8, targets)["permuted"]
+    for target in ("target1", "mean"):
+        assert np.isnan(select(frame, metric="p_value", target=target)["value"])
+    assert 0.05 <= select(frame, metric="p_value", target="target0")["value"] <= 1
+
+
+@pytest.mark.parametrize("groups", [2, 4, 5])
+def test_a_few_groups_have_too_few_exchanges_for_a_p_value(groups):
+    rng = np.random.default_rng(9)
+    found = p_value_of(rng, groups, rng.normal(size=(80, 1)))
+    # 4 groups go around a ring in 6 ways, 5 in 24; 19 permutations are drawn.
+    value = select(found["permuted_kind"], metric="p_value", target="mean")["value"]
+    assert np.isnan(value) == (groups < 5)
+    assert np.isfinite(select(found["permuted_kind"], metric="r2", target="mean")["value"])
+    assert np.isfinite(select(found["permuted"], metric="p_value", target="mean")["value"])

@@ -114,3 +114,30 @@ def test_what_has_no_score_is_nan_and_what_does_not_fit_is_refused():
         score(y, p[:, :40])
     with pytest.raises(InputError, match="latitude"):
         score(y[:, :1], p[:, :, :1], places=True)
+
+
+def test_resamples_without_a_score_do_not_spoil_the_interval():
+    """Of one value alone R2 has no denominator: by rounding it would be -1e15, and a single NaN would end it all."""
+    rng = np.random.default_rng(0)
+    y = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 1 / 3, 0.7, 1.9, 0.37, 0.1])[:, None]
+    p = y[None] + rng.normal(size=(1, 10, 1)) / 4
+    counts = np.concatenate(list(resample_counts(10, None, 20_000, seed=0))).astype(int)
+    rows = [np.repeat(np.arange(10), each) for each in counts]
+    varied = [i for i in rows if np.ptp(y[i]) > 0]
+    assert 0 < len(rows) - len(varied) < 200  # 0.6 to the 10th of them are of one value
+    expected = np.quantile([r2_score(y[i], p[0, i]) for i in varied], [0.025, 0.975])
+    found = score(y, p, replicates=20_000, metrics=("r2",))["r2"]
+    np.testing.assert_allclose([found.ci_low[0, 0], found.ci_high[0, 0]], expected, rtol=1e-9)
+    # Where many are of one value, what is left no longer stands for all of them.
+    one = np.where(np.arange(10) == 0, 1.0, 0.1)[:, None]
+    found = score(one, p, metrics=("r2",))["r2"]
+    assert np.isfinite(found.value).all() and np.isnan(found.ci_low).all() and np.isnan(found.ci_high).all()
+
+
+@pytest.mark.parametrize("count", [2, 14, 15])
+def test_few_groups_give_no_interval(count):
+    y, p = predictions()
+    found = score(y, p, groups=np.arange(300) % count, metrics=("r2",), replicates=50)["r2"]
+    assert np.isfinite(found.value).all() and (np.isfinite(found.ci_low) == (count == 15)).all()
+    less = paired_difference(y, p, p[:1], groups=np.arange(300) % count, metrics=("r2",), replicates=50)["r2"]
+    assert np.isfinite(less.value).all() and (np.isfinite(less.ci_high) == (count == 15)).all()

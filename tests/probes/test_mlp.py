@@ -96,3 +96,11 @@ def test_bad_input_is_refused():
     fit = fit_mlp(x[:1], y, hidden=4, max_epochs=1)
     with pytest.raises(InputError, match=r"wanted \[1, rows, 6\]"):
         predict_mlp(fit, x)
+
+
+def test_a_constant_dimension_that_rounds_keeps_its_scale():
+    x, y = curved(50)
+    x = x.astype(np.float64)
+    x[..., 4] = 0.1  # the deviation of 45 of these is some 1e-17, not 0
+    fit = fit_mlp(x, y, hidden=4, max_epochs=1)
+    assert (fit.x_scale[:, 4] == 1).all() and np.abs(predict_mlp(fit, x)).max() < 1e4

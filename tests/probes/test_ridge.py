@@ -221,3 +221,16 @@ def test_few_rows_of_many_are_solved_as_few_rows():
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(InputError, match="Mark each row of x"):
         fit_ridge(x, y, rows=rows[:-1])
+
+
+def test_groups_are_cut_by_rows_as_x_and_y_are():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1, 60, 4)).astype(np.float32), rng.normal(size=(60, 1))
+    rows, groups = np.arange(60) % 3 > 0, np.arange(60) % 5
+    options = dict(criterion="leave_one_group_out")
+    found = fit_ridge(x, y, groups=groups, rows=rows, **options)
+    expected = fit_ridge(x[:, rows], y[rows], groups=groups[rows], **options)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+    np.testing.assert_array_equal(found.alpha, expected.alpha)
+    with pytest.raises(InputError, match="groups has 40 labels for 60 rows"):
+        fit_ridge(x, y, groups=groups[rows], rows=rows, **options)

@@ -1,6 +1,7 @@
 """What else would explain the score stands beside it, in words and in full."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxprobe.report.page import render_page
@@ -55,3 +56,25 @@ def test_without_controls_the_embed_state_stands_alone(place_run, with_embed):
     assert ("The token embedding alone reaches R²" in page.text) == with_embed
     assert "Beside its controls" not in page.text
     assert np.all(["probe less this" not in row for row in page.rows])
+
+
+def test_where_there_is_no_p_value_the_table_says_why(place_run):
+    rows, none = control_rows(), np.nan
+    few = rows.query("control == 'permuted'").assign(control="permuted_country")
+    few.loc[few["metric"] == "p_value", "value"] = none
+    lead = few[few["metric"] == "r2"].assign(metric="selectivity", value=0.8, ci_low=0.79, ci_high=0.81)
+    undefined = pd.concat([few, lead]).assign(control="permuted_kind", value=none, ci_low=none, ci_high=none)
+    place_run.write_controls(pd.concat([rows, few, lead, undefined], ignore_index=True))
+    cells = {row[0]: row[-1] for row in page_of(place_run).rows if row[0].startswith("Targets exchanged")}
+    assert [cells[name] for name in sorted(cells)] == ["none: too few groups", "none: no score"]
+
+
+def test_what_whole_groups_are_resampled_for_says_so_and_why_it_has_no_interval(place_run):
+    rows = control_rows()
+    inside = rows.query("resampled == 'country'").assign(control="within_country", ci_low=np.nan, ci_high=np.nan)
+    place_run.write_controls(pd.concat([rows, inside], ignore_index=True))
+    cells = {row[0]: row[1:] for row in page_of(place_run).rows}
+    (name,) = [name for name in cells if name.startswith("Inside each country")]
+    assert name.endswith("whole groups resampled; no interval: too few groups") and cells[name][0] == "0.800"
+    (with_interval,) = [name for name in cells if name.startswith("The probe, whole groups of country resampled")]
+    assert "no interval" not in with_interval
