@@ -11,6 +11,9 @@ from benchmarks.processes import Process
 # The tests' own bounds for float32 (tests/extract/test_forward.py): of a state's norm, and of each dimension's spread.
 ROW_NORM = 1e-5
 PER_DIMENSION = 1e-3
+# PyTorch's own rounding in batches leaves up to 1.2e-5 of the norm on the demo model; a wrong token, position or mask
+# leaves hundreds of times this.
+OF_A_BASELINE = 10
 
 
 def compare_states(
@@ -51,13 +54,17 @@ def largest_errors(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -
 
 
 def require_same(engines: list[dict[str, Any]]) -> None:
-    """Raises RuntimeError where a float32 engine is outside of the bounds: its speed then says nothing."""
+    """Raises RuntimeError where a float32 engine is outside of its bounds: its speed then says nothing."""
+
+    def same(entry: dict[str, Any]) -> bool:
+        errors, times = entry["agreement"], 1 if entry["engine"] == "jaxprobe" else OF_A_BASELINE
+        return errors["row_norm"] <= times * ROW_NORM and errors["per_dimension"] <= times * PER_DIMENSION
+
     outside = [
         f"{entry['engine']}: {entry['agreement']}"
         for entry in engines
-        if entry["dtype"] == "float32"
-        and not (entry["agreement"]["row_norm"] <= ROW_NORM and entry["agreement"]["per_dimension"] <= PER_DIMENSION)
+        if entry["dtype"] == "float32" and not same(entry)
     ]
     if outside:
-        bounds = f"bounds: row_norm {ROW_NORM}, per_dimension {PER_DIMENSION}"
+        bounds = f"bounds: row_norm {ROW_NORM}, per_dimension {PER_DIMENSION}; a baseline's {OF_A_BASELINE} times these"
         raise RuntimeError("\n".join([f"States differ from Hugging Face's ({bounds}).", *outside]))

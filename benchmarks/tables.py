@@ -284,7 +284,7 @@ def with_tables(text: str, results: Path = RESULTS) -> str:
 
 
 def plot_extraction(result: dict[str, Any], path: Path) -> None:
-    """Entities a second by engine, one panel for each table; a logarithmic scale, and each bar's own figure."""
+    """Entities a second by engine, one panel for each table, with each bar's own figure."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -304,7 +304,7 @@ def plot_extraction(result: dict[str, Any], path: Path) -> None:
             color=[colours[entry["dtype"]] for entry in entries],
         )
         axis.bar_label(drawn, [number(rate) for rate in rates], padding=3)
-        axis.set(xscale="log", xlabel="entities a second", title=f"{table['dataset']}, prompt {table['prompt']}")
+        axis.set(xlabel="entities a second", title=f"{table['dataset']}, prompt {table['prompt']}")
         axis.margins(x=0.1)
         axis.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:
