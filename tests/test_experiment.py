@@ -258,7 +258,7 @@ def test_runs_that_cannot_be_used_are_refused_with_the_command_that_helps(runs, 
     world, _, art = runs
     assert "Take runs that differ in the prompt only" in refused(lambda: experiment.transfer([world, art]))
     assert "2 runs have prompt 'empty'" in refused(lambda: experiment.transfer([world, world]))
-    assert "Name the folder of a run, or its config.json" in refused(lambda: experiment.open_run(tmp_path))
+    assert "config.json is missing, so" in refused(lambda: experiment.open_run(tmp_path))
     assert "has no group 'kind'; it has country" in refused(lambda: experiment.hold_out([world], ("kind",)))
     assert "No text to predict for" in refused(lambda: predict(world, [" "]))
     config = json.loads((world / "config.json").read_text())
