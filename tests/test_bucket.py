@@ -1,6 +1,5 @@
 """Models, tables and runs in a bucket: gcsfs, tensorstore and Orbax as users have them, with an emulator behind."""
 
-import functools
 import json
 import os
 import signal
@@ -20,7 +19,6 @@ from jaxprobe import open_activations
 from jaxprobe.cli import main
 from jaxprobe.data.catalog import load_table
 from jaxprobe.errors import InputError
-from jaxprobe.extract import collect
 from jaxprobe.extract.activations import COMMITTED, DamagedError
 from jaxprobe.files import as_path, is_local, remove_folder, replacing
 from jaxprobe.models import checkpoint
@@ -29,30 +27,27 @@ from jaxprobe.models.source import find_model
 from jaxprobe.predict import predict
 from jaxprobe.run import run
 from jaxprobe.rundir import RunDirectory
-from tests.test_processes import NAMES, SHARD, SHARDS, arguments, assert_same_scores, ended, launch, settings
+from tests.test_processes import (
+    NAMES,
+    SHARDS,
+    arguments,
+    assert_same_scores,
+    ended,
+    launch,
+    settings,
+    small_shards,  # noqa: F401  (a fixture that every test uses)
+    write_inputs,
+)
 from tests.tiny_llama import save_model
 
 # gcsfs hands aiohttp a file below 5 MB in one piece.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "plan_bins", functools.partial(collect.plan_bins, shard_entities=SHARD))
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model in several files, and a table of as many shards as those of the tests that share a run."""
-    folder = tmp_path_factory.mktemp("inputs")
-    save_model(folder / "model", NAMES, max_shard_size="200KB")
-    count = SHARDS * SHARD - 10
-    names = [f"{NAMES[i % 10]} {i // 10}" for i in range(count)]
-    years = np.random.default_rng(0).normal(1700 + 20.0 * (np.arange(count) % 10), 10)
-    pd.DataFrame({"name": names, "founded": years}).to_csv(folder / "towns.csv", index=False)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), max_shard_size="200KB")
 
 
 @pytest.fixture(scope="module")

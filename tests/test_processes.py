@@ -64,8 +64,12 @@ def small_shards():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model, and a table of five shards in which the names tell something of the target."""
-    folder = tmp_path_factory.mktemp("inputs")
-    save_model(folder / "model", NAMES)
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def write_inputs(folder, **save):
+    """The model and the table in a folder; ``save`` as of `tests.tiny_llama.save_llama`."""
+    save_model(folder / "model", NAMES, **save)
     count = SHARDS * SHARD - 10
     names = [f"{NAMES[i % 10]} {i // 10}" for i in range(count)]
     years = np.random.default_rng(0).normal(1700 + 20.0 * (np.arange(count) % 10), 10)

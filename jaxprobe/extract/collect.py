@@ -24,7 +24,7 @@ from jaxprobe.extract.forward import (
 from jaxprobe.extract.moments import MomentStream
 from jaxprobe.extract.shares import devices_by_share, find_shares
 from jaxprobe.extract.store import ActivationStore, open_together
-from jaxprobe.extract.trie import Plan, batch_shapes, plan_bins, with_one_width
+from jaxprobe.extract.trie import SLOTS, Plan, batch_shapes, plan_bins, with_one_width
 from jaxprobe.models.checkpoint import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
 from jaxprobe.progress import Progress, default_progress
@@ -83,7 +83,7 @@ def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: 
       parts: table rows of each part, one or more.
     """
     tokens, plans = extraction.tokens, []
-    bins = len(extraction.plan.shards[0].batches[0].tokens)
+    bins = extraction.plan.shards[0].batches[0].tokens.size // SLOTS  # a batch of longer bins has fewer
     for rows in parts:
         lengths = np.diff(tokens.starts)[rows]
         ids = np.concatenate([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows])

@@ -118,8 +118,8 @@ def fit_ridge(
         rows = np.asarray(rows, bool)
         if rows.shape != (x.shape[1],) or len(y) != len(rows):
             raise InputError(f"rows has shape {rows.shape} for x {x.shape} and {len(y)} rows of y. Mark each row of x.")
-        if groups is not None and len(groups) != len(rows):
-            raise InputError(f"groups has {len(groups)} labels for {len(rows)} rows. Pass one for each row of y.")
+        if problems := solve.check_groups(groups, len(rows)):  # before they are cut
+            raise InputError(*problems)
         if not solve.can_leave_out(rows, x.shape[2], criterion, dtype, solver, devices):
             groups = None if groups is None else np.asarray(groups)[rows]
             x, y, rows = x[:, rows], np.asarray(y)[rows], None

@@ -58,13 +58,19 @@ def check_options(alphas, criterion: str, groups, rows: int | None, dtype: str, 
         problems.append(f"criterion is {criterion!r}; wanted one of {', '.join(CRITERIA)}.")
     elif (groups is not None) != (criterion in ("leave_one_group_out", "k_fold")):
         problems.append("groups go with criterion 'leave_one_group_out' or 'k_fold', and these with groups.")
-    if groups is not None and len(groups) != rows:
-        problems.append(f"groups has {len(groups)} labels for {rows} rows. Pass one for each row of y.")
+    problems += check_groups(groups, rows)
     if dtype not in CONDITION_LIMIT:
         problems.append(f"dtype is {dtype!r}; wanted one of {', '.join(CONDITION_LIMIT)}.")
     if solver not in (None, "eigh", "cholesky"):
         problems.append(f"solver is {solver!r}; wanted eigh or cholesky.")
     return problems
+
+
+def check_groups(groups, rows: int | None) -> list[str]:
+    """What is wrong with the number of labels."""
+    if groups is None or len(groups) == rows:
+        return []
+    return [f"groups has {len(groups)} labels for {rows} rows. Pass one for each row of y."]
 
 
 def check_targets(y: np.ndarray) -> list[str]:
