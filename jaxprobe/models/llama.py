@@ -133,12 +133,18 @@ def forward(
     # Each device keeps a part of the wanted rows: all of them, on each, would take more room than the weights.
     rows = lambda x: placed(jnp.take_along_axis(x, bins.wanted[:, :, None], axis=1), "BWD")
 
+    dtype = model.blocks.key[...].dtype
+    # XLA on a CPU widens the bfloat16 of all blocks, which lie in one array, before the first; bits it only copies.
+    hidden = dtype != jnp.float32 and mesh.devices.flat[0].platform == "cpu"
+    as_bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16) if hidden else x
+    as_weights = lambda x: jax.lax.bitcast_convert_type(x, dtype) if hidden else x
+    stacks = {name: as_bits(getattr(model.blocks, name)[...]) for name in BLOCK_AXES}
+
     def block(x, layer):
         parameters, root_key, root_value = layer
         # One block's weights are gathered over ``fsdp`` when their turn comes. Left to itself, the partitioner keeps
         # D apart and adds up activations of all bins instead: 2.9 GB for each product of a 7B model, not 0.4 GB once.
-        weights = {name: placed(getattr(parameters, name)[...], axes[1:], "fsdp") for name, axes in BLOCK_AXES.items()}
-        dtype = weights["key"].dtype
+        weights = {name: placed(as_weights(parameters[name]), axes[1:], "fsdp") for name, axes in BLOCK_AXES.items()}
         normed = rms_norm(x, weights["attention_norm"], config.norm_epsilon)
         query = rotate(project("BTD,DKGH->BTKGH", normed, weights["query"]), cosine, sine)
         key = rotate(project("BTD,DKH->BTKH", normed, weights["key"]), cosine, sine).astype(dtype)
@@ -156,6 +162,6 @@ def forward(
     columns = jax.lax.with_sharding_constraint(columns, NamedSharding(mesh, PartitionSpec("data", None, "fsdp")))
     x = placed(columns, "BTD").astype(jnp.float32)
     embed = rows(x)
-    x, (blocks, keys) = jax.lax.scan(block, x, (model.blocks, root.keys, root.values))
+    x, (blocks, keys) = jax.lax.scan(block, x, (stacks, root.keys, root.values))
     final = rms_norm(rows(x), model.final_norm[...], config.norm_epsilon)
     return Forward(embed, blocks, final, *(keys or (None, None)))
