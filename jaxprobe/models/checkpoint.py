@@ -135,6 +135,18 @@ def _parse_header(path: AnyPath) -> tuple[int, dict[str, Any]]:
     return length, header
 
 
+class _Reader(gguf.GGUFReader):
+    """Cuts a vocabulary's many pieces from a plain array: cutting a memory map takes four times as long."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._plain
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._plain = np.asarray(mapped)
+
+
 class GGUFCheckpoint:
     """A GGUF file; quantised blocks are expanded by the ``gguf`` package.
 
@@ -145,7 +157,7 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path):
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _Reader(path)
             self.metadata = {key: field.contents() for key, field in reader.fields.items()}
         except (ValueError, OSError, LookupError) as error:
             raise InputError(f"{path} can't be read as GGUF ({error}). It may be truncated; fetch it again.") from error
