@@ -65,8 +65,9 @@ def demo(out: Path | None = None, limit: int | None = None) -> None:
 def run(settings: Settings) -> None:
     """Read a model at each name's last token, probe every layer, write scores and a report.
 
-    --config FILE takes the settings from a run's config.json; further options change them. --processes makes it one of
-    several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise I/N@HOST:PORT.
+    --config RUN takes the settings from another run, its folder or config.json; further options change them.
+    --processes makes it one of several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise
+    I/N@HOST:PORT.
     """
     _run(settings)
 
@@ -402,7 +403,7 @@ def _dispatch(arguments: list[str]) -> None:
         default = {} if known.config is None else {"default": read_config(known.config)}
         _run(tyro.cli(RunConfig, args=rest[1:], **default, prog="jaxprobe run"), known.processes)
     else:
-        raise InputError("--config and --processes belong to the command run: jaxprobe run --config FILE.")
+        raise InputError("--config and --processes belong to the command run: jaxprobe run --config RUN.")
 
 
 def _run(settings: RunConfig, processes: str | None = None) -> None:

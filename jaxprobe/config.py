@@ -93,12 +93,14 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def read_config(path: AnyPath) -> RunConfig:
-    """The settings of a run, from the config.json that it wrote.
+    """The settings of a run, from its folder or the config.json that it wrote there.
 
     Raises:
       InputError: the file can't be read, lacks a setting or holds one that is not known.
     """
     path = as_path(path)
+    if path.is_dir():
+        path /= "config.json"
     if not path.is_file():
         raise InputError(f"There is no {path}. Name the folder of a run, or its config.json.")
     try:

@@ -41,6 +41,11 @@ VARIABLES = (
     "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "JAXPROBE_DATA",
 )  # fmt: skip
 
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+# A TPU is known by its numbers on the bus, as JAX knows it: /dev has other names for each generation. These are v2 and
+# v3, one without a public name, v4, v5p, v5e, v6e and 7x; Google's network cards and disks have other numbers.
+GOOGLE, TPUS = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+
 
 class Check(NamedTuple):
     """One thing that was looked at: a note is worth knowing, something wrong needs its remedy."""
@@ -128,10 +133,20 @@ def check_devices() -> Iterator[Check]:
     chosen = os.environ.get("JAX_PLATFORMS", "")
     if devices[0].platform != "cpu" or chosen == "cpu":
         return
-    for what, there, extra in (("an NVIDIA GPU", "/dev/nvidia0", "cuda"), ("a TPU", "/dev/accel0", "tpu")):
-        if Path(there).exists():
+    # A container may have another GPU than the machine's first.
+    gpu, tpu = any(Path("/dev").glob("nvidia[0-9]*")), has_tpu(PCI_DEVICES)
+    for what, there, extra in (("an NVIDIA GPU", gpu, "cuda"), ("a TPU", tpu, "tpu")):
+        if there:
             remedy = f'pip install "jaxprobe[{extra}]" (JAX_PLATFORMS=cpu says that the CPU is meant)'
             yield Check("wrong", "devices", f"this machine has {what}, and JAX runs on the CPU", remedy)
+
+
+def has_tpu(devices: Path) -> bool:
+    """Whether one is among the devices of a bus, each a folder with the files ``vendor`` and ``device``."""
+    return any(
+        (device / "vendor").read_text().strip() == GOOGLE and (device / "device").read_text().strip() in TPUS
+        for device in devices.glob("*")
+    )
 
 
 def check_arithmetic() -> Iterator[Check]:

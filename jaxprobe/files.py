@@ -16,14 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
-from typing import Any
-
-from etils import epath
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from jaxprobe.errors import InputError
 
-AnyPath = Path | epath.Path
+if TYPE_CHECKING:
+    from etils import epath
+
+    AnyPath = Path | epath.Path
+else:
+    AnyPath = PurePath  # both are one: importing epath would make `jaxprobe --help` wait
 
 _ADDRESS = re.compile("([a-z0-9]{2,}):/+")  # a Path makes one slash of two
 _REQUESTS = 16  # of a bucket, at once
@@ -49,6 +52,8 @@ def as_path(path: str | PathLike) -> AnyPath:
     if not address:
         raise InputError(f"{path} names no bucket. Write gs://BUCKET/NAME.")
     _check_bucket(address.partition("/")[0])
+    from etils import epath
+
     return epath.Path(f"gs://{address}")
 
 

@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from jaxprobe import cli, doctor
@@ -57,6 +59,50 @@ def test_what_is_wrong_has_a_remedy_and_exit_code_1(model, tmp_path, monkeypatch
     assert any("JAXPROBE_DATA names" in words for words in wrong)
     assert any("No model at" in words for words in wrong)
     assert all(wrong.values())
+
+
+def attach(devices, **numbers):
+    """Devices of a bus, as Linux shows them in files."""
+    for name, (vendor, device) in numbers.items():
+        (devices / name).mkdir(parents=True)
+        (devices / name / "vendor").write_text(f"{vendor}\n")
+        (devices / name / "device").write_text(f"{device}\n")
+
+
+# Google's network card and an NVMe disk of Amazon's, which has a TPU's number with another vendor's.
+OTHERS = {"card": ("0x1ae0", "0x0042"), "disk": ("0x1d0f", "0x0063")}
+
+
+def test_a_tpu_is_known_by_its_numbers_on_the_bus(tmp_path):
+    assert not doctor.has_tpu(tmp_path / "nowhere")
+    attach(tmp_path, **OTHERS)
+    assert not doctor.has_tpu(tmp_path)
+    attach(tmp_path, v5e=("0x1ae0", "0x0063"))
+    assert doctor.has_tpu(tmp_path)
+
+
+def test_what_is_a_tpu_is_what_jax_says():
+    """The same numbers as in JAX's own list, which is no public name of JAX: read as text."""
+    path = Path(jax.__file__).parent / "_src/hardware_utils.py"
+    if not path.exists():
+        pytest.skip(f"jax {jax.__version__} has no {path.name}")
+    text = path.read_text()
+    assert re.search(r"_GOOGLE_PCI_VENDOR_ID = '(\w+)'", text)[1] == doctor.GOOGLE
+    numbers = re.search(r"_TPU_PCI_DEVICE_IDS = {(.*?)}", text, re.DOTALL)[1]
+    assert set(re.findall(r"0x\w{4}", numbers)) == set(doctor.TPUS)
+
+
+def test_a_tpu_that_jax_does_not_use(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(doctor, "PCI_DEVICES", tmp_path)
+    found = lambda: [check.remedy for check in doctor.check_devices() if "has a TPU" in check.found]
+    attach(tmp_path, **OTHERS)
+    assert found() == []
+    attach(tmp_path, v6e=("0x1ae0", "0x006f"))
+    (remedy,) = found()
+    assert remedy.startswith('pip install "jaxprobe[tpu]"')
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert found() == []
 
 
 def test_without_pytorch_nothing_is_compared(model):

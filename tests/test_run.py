@@ -122,6 +122,9 @@ def test_config_json_gives_the_settings_back(model, places, tmp_path):
     config = settings(model, places, tmp_path, target=("founded",), layers=(0, 1))
     directory = run(config)
     assert read_config(directory.config_path) == replace(config, dtype="float32")
+    assert read_config(directory.path) == read_config(directory.config_path)
+    with pytest.raises(InputError, match="There is no .*nowhere. Name the folder of a run, or its config.json"):
+        read_config(tmp_path / "nowhere")
     assert tuple(jaxprobe.open_activations(directory.activations_path)) == ("embed", "0", "1")
     (tmp_path / "bad.json").write_text(json.dumps({"settings": {"model": "x", "unheard": 1}}))
     with pytest.raises(InputError, match="not known .unheard. or lacks some .dataset"):

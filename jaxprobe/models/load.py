@@ -92,7 +92,7 @@ def open_model(
         source=source,
         checkpoint=checkpoint,
         config=dataclasses.replace(config, layers=layers),
-        tokenizer=load_tokenizer(source, tokenizer),
+        tokenizer=load_tokenizer(source, tokenizer, checkpoint),
         complete=layers == config.layers,
     )
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jaxprobe.errors import InputError
 from jaxprobe.files import AnyPath, as_path, is_local
+from jaxprobe.models.checkpoint import folder_config
 
 DEMO_MODEL = "demo"
 DEMO_DESCRIPTION = "SmolLM2-135M-Instruct (the instruct variant, in 4 bits: GGUF Q4_1, token embedding Q8_0)"
@@ -38,7 +39,8 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
       weights: whether a hub model's weights are fetched too.
 
     Raises:
-      InputError: nothing is there; says what to do for a gated, missing or unreachable repository.
+      InputError: nothing is there; says what to do for a gated, missing or unreachable repository. A hub model that
+        can't be run is refused by its config.json, before more of it is fetched.
     """
     if name == DEMO_MODEL:
         return ModelSource("SmolLM2-135M-Instruct-Q4_1", _demo_file())
@@ -59,6 +61,15 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
 
 
 def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:
+    folder = _fetch(name, revision, ["config.json"])
+    if not (folder / "config.json").is_file():
+        raise InputError(f"Hub model {name} has no config.json. Name one in safetensors, or a .gguf file on a disk.")
+    folder_config(folder)  # refuses what can't be run: weights are gigabytes
+    commit = folder.name  # as the cache names a snapshot's folder
+    return ModelSource(name, _fetch(name, commit, files), commit)
+
+
+def _fetch(name: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     def failed(fact: str, remedy: str) -> InputError:
@@ -66,7 +77,7 @@ def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:
         return InputError(f"Hub model {name}{at}: {fact}. {remedy}")
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except errors.GatedRepoError as error:
         raise failed(
             "access is gated", "Accept its licence on its hub page, then log in with `hf auth login`."
@@ -80,8 +91,6 @@ def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:
             "not in the local cache, and the hub can't be reached",
             "Connect to a network, or name a folder that holds the model.",
         ) from error
-    # The cache names a snapshot's folder by its commit.
-    return ModelSource(name, folder, folder.name)
 
 
 def _demo_file() -> Path:

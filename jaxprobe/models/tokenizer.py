@@ -1,16 +1,17 @@
 """The model's own tokenizer, through transformers; from a GGUF file too, without PyTorch."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxprobe.errors import InputError
 from jaxprobe.files import as_path, is_address
-from jaxprobe.models.checkpoint import read_gguf
+from jaxprobe.models.checkpoint import Checkpoint, open_checkpoint
 from jaxprobe.models.source import SMALL_FILES, ModelSource
 
 # tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
@@ -18,14 +19,19 @@ _KNOWN_SPLITS = ("smollm", "llama-bpe")
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
-def load_tokenizer(source: ModelSource, tokenizer: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    source: ModelSource, tokenizer: str | None = None, checkpoint: Checkpoint | None = None
+) -> PreTrainedTokenizerFast:
     """The fast tokenizer of ``source``, or the one that ``tokenizer`` names (a folder, an address or a hub name).
+
+    ``checkpoint`` is that of ``source``, where it is open already.
 
     Raises:
       InputError: no fast tokenizer is there, or a GGUF file asks for a splitting that is not verified.
     """
     if tokenizer is None and source.is_gguf:
-        return _from_gguf(source.path)
+        checkpoint = checkpoint or open_checkpoint(source.path)
+        return _from_gguf(source.path.name, checkpoint.metadata)
     place = tokenizer or str(source.path)
     try:
         with _on_this_machine(place) as folder:
@@ -51,18 +57,17 @@ def _on_this_machine(place: str) -> Iterator[str]:
         yield folder
 
 
-def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
+def _from_gguf(file_name: str, metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     # Not public API of transformers (AutoTokenizer's own route, and its reader, insist on PyTorch): the version is
     # bounded in pyproject.toml and tests compare the result with the model's published splitting.
     from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
-    fields = read_gguf(path).fields
     renames = GGUF_TOKENIZER_MAPPING["tokenizer"].items()
-    parts = {ours: fields[f"tokenizer.{key}"].contents() for key, ours in renames if f"tokenizer.{key}" in fields}
+    parts = {ours: metadata[f"tokenizer.{key}"] for key, ours in renames if f"tokenizer.{key}" in metadata}
     kind, split = parts.get("tokenizer_type"), parts.get("pre_tokenizer_type")
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and split not in _KNOWN_SPLITS):
         raise InputError(
-            f"{path.name} asks for tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}, whose splitting "
+            f"{file_name} asks for tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}, whose splitting "
             f"is not verified here (verified: {', '.join(_KNOWN_SPLITS)}). Name the model's tokenizer with --tokenizer."
         )
     backend, _ = convert_gguf_tokenizer("llama", parts)

@@ -140,7 +140,10 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> Float[Array, "..."]:
 def _set_layer(
     stacked: Float[Array, "L ..."], tensor: Float[Array, "..."], layer: Int[Array, ""], shape: jax.ShapeDtypeStruct
 ) -> Float[Array, "L ..."]:
-    result = jax.lax.dynamic_update_index_in_dim(stacked, tensor.astype(shape.dtype), layer, 0)
+    # As bits: of bfloat16 XLA on a CPU would widen the whole stack and round it back, for every layer.
+    bits = f"uint{8 * shape.dtype.itemsize}"
+    whole, part = (jax.lax.bitcast_convert_type(x.astype(shape.dtype), bits) for x in (stacked, tensor))
+    result = jax.lax.bitcast_convert_type(jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0), shape.dtype)
     return jax.lax.with_sharding_constraint(result, shape.sharding)
 
 

@@ -21,7 +21,7 @@ from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
 from jaxprobe.files import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
-from jaxprobe.models.checkpoint import open_checkpoint
+from jaxprobe.models.checkpoint import folder_config, open_checkpoint
 from jaxprobe.models.config import LlamaConfig, from_hugging_face
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.load import DTYPES, choose_dtype
@@ -188,7 +188,7 @@ def _find_shape(model: str) -> tuple[str, LlamaConfig, ModelSource | None]:
     source = find_model(model, weights=False)
     if source.is_gguf:
         return source.name, open_checkpoint(source.path).config(), source
-    return source.name, from_hugging_face(json.loads((source.path / "config.json").read_text())), source
+    return source.name, folder_config(source.path), source
 
 
 def _tokenizer(source: ModelSource | None, tokenizer: str | None) -> tuple[PreTrainedTokenizerFast, str]:

@@ -6,16 +6,18 @@ import subprocess
 import sys
 from collections import Counter
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprobe.mesh import make_mesh, parse_mesh
 from jaxprobe.models.checkpoint import open_checkpoint
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.llama import BLOCK_AXES, random_llama
-from jaxprobe.models.weights import load_weights
+from jaxprobe.models.weights import _set_layer, load_weights
 from tests.tiny_llama import save_llama
 
 # 2 GB in bfloat16; no tensor is larger than 25 MB, and a stacked parameter is 20 times that.
@@ -174,6 +176,14 @@ def test_bits_are_kept(tmp_path, kind):
         up = np.stack([truth[f"model.layers.{layer}.mlp.up_proj.weight"].T for layer in range(3)])
         np.testing.assert_array_equal(np.asarray(model.blocks.up[...]), up.astype(wanted))
         assert model.blocks.up[...].dtype == wanted
+
+
+def test_setting_a_layer_touches_no_other():
+    """XLA on a CPU has no bfloat16 of its own: it would widen the whole stack for each of its layers."""
+    sharding = NamedSharding(make_mesh({"data": 1}), PartitionSpec())
+    stack, layer = (jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding) for shape in ((32, 16, 8), (16, 8)))
+    program = _set_layer.lower(stack, layer, np.int32(1), stack).compile().as_text()
+    assert "bf16[32,16,8]" in program and "f32[" not in program
 
 
 def replicated(config, mesh):

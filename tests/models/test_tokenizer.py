@@ -7,6 +7,7 @@ import gguf
 import pytest
 
 from jaxprobe.errors import InputError
+from jaxprobe.models.load import open_model
 from jaxprobe.models.source import find_model
 from jaxprobe.models.tokenizer import load_tokenizer
 from tests.models.test_weights import write_gguf
@@ -53,6 +54,13 @@ def test_an_unverified_kind_is_refused_by_name(tmp_path):
     writer.close()
     with pytest.raises(InputError, match="tokenizer.ggml.pre='unheard-of'.*--tokenizer"):
         load_tokenizer(find_model(str(path)))
+
+
+def test_a_gguf_file_is_parsed_once(monkeypatch):
+    parsed, parse = [], gguf.GGUFReader.__init__
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda self, path: parsed.append(path) or parse(self, path))
+    files = open_model("demo")
+    assert parsed == [files.source.path] and files.tokenizer.bos_token_id == 1
 
 
 def test_another_tokenizer_can_be_named(tmp_path):

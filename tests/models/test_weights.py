@@ -1,5 +1,7 @@
 """Safetensors and GGUF give the same parameters; what is wrong with a checkpoint is named before anything is read."""
 
+import json
+
 import gguf
 import numpy as np
 import pytest
@@ -196,6 +198,24 @@ def test_the_digest_tells_weights_apart(folder, tmp_path):
     norm = np.ones(64, np.float32)
     norm[3] = 1.0001
     assert same != weights_digest(open_checkpoint(change(folder, tmp_path, **{"model.norm.weight": norm})))
+
+
+def test_the_digest_is_of_contents_not_of_names(tmp_path, truth):
+    """A renamed GGUF file, and shards under names that sort the other way."""
+    write_gguf(tmp_path / "a.gguf", truth)
+    one = weights_digest(open_checkpoint(tmp_path / "a.gguf"))
+    renamed = (tmp_path / "a.gguf").rename(tmp_path / "another.gguf")
+    assert weights_digest(open_checkpoint(renamed)) == one
+
+    save_llama(tmp_path, max_shard_size="60KB")
+    one, shards = weights_digest(open_checkpoint(tmp_path)), sorted(tmp_path.glob("*.safetensors"))
+    names = {path.name: f"part-{len(shards) - number}.safetensors" for number, path in enumerate(shards)}
+    for path in shards:
+        path.rename(tmp_path / names[path.name])
+    index = tmp_path / "model.safetensors.index.json"
+    placed = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {tensor: names[file] for tensor, file in placed.items()}}))
+    assert len(shards) > 1 and weights_digest(open_checkpoint(tmp_path)) == one
 
 
 @pytest.mark.parametrize(
