@@ -364,11 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except InputError as error:
-        _end_job(UNUSABLE_INPUT, [f"Error: {problem}" for problem in error.problems], error)
-        for problem in error.problems:
-            errors.print(f"[bold red]Error:[/] {escape(problem)}")
-        if as_json:
-            print(json.dumps({"problems": error.problems}, ensure_ascii=False))
+        _end_job(UNUSABLE_INPUT, error.problems, error)
+        _tell(UNUSABLE_INPUT, error.problems)
         sys.exit(UNUSABLE_INPUT)
     except (KeyboardInterrupt, _Terminated) as stop:
         terminated = isinstance(stop, _Terminated)
@@ -378,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         code = TERMINATED if terminated else INTERRUPTED
         _end_job(code, [line], stop)
-        errors.print(line)
+        _tell(code, [line])
         sys.exit(code)
     except BrokenPipeError:  # `jaxprobe ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -428,8 +425,12 @@ def _say(line: str) -> None:
     log.print(escape(line))
 
 
-def _tell(line: str) -> None:
-    errors.print(escape(line))
+def _tell(code: int, lines: Sequence[str]) -> None:
+    """Why the command ends; of several processes one tells it for all."""
+    for line in lines:
+        errors.print(("[bold red]Error:[/] " if code == UNUSABLE_INPUT else "") + escape(line))
+    if as_json and code == UNUSABLE_INPUT:
+        print(json.dumps({"problems": lines}, ensure_ascii=False))
 
 
 def _smoke_folder(name: str, limit: int | None) -> Path:

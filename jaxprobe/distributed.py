@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from jaxprobe.errors import InputError
 
+Tell = Callable[[int, Sequence[str]], None]  # shows the user why the job ends: its exit code, and lines
 # A process that was killed, or whose machine is gone, ends the others after this long. (JAX itself would after 100 s,
 # with a trace of its C++ code.)
 HEARTBEAT_SECONDS = 30
@@ -51,7 +52,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def start(processes: str, tell: Callable[[str], None] = print) -> None:
+def start(processes: str, tell: Tell) -> None:
     """Makes this process one of a job, before anything else is asked of JAX.
 
     Ends it where the others have not come after START_SECONDS.
@@ -59,7 +60,7 @@ def start(processes: str, tell: Callable[[str], None] = print) -> None:
     Args:
       processes: ``auto`` (Cloud TPU, GKE, SLURM and Open MPI tell), or ``I/N@HOST:PORT``: process I of N, of which
         number 0 listens at HOST:PORT.
-      tell: shows the user a line.
+      tell: shows the user why it ended.
 
     Raises:
       InputError: text that is neither, nothing to detect, or an address that can't be used.
@@ -92,22 +93,26 @@ def start(processes: str, tell: Callable[[str], None] = print) -> None:
         late.cancel()
 
 
-def _give_up(processes: str, tell: Callable[[str], None]) -> None:
+def _give_up(processes: str, tell: Tell) -> None:
     # JAX itself would, with a trace of its C++ code.
     tell(
-        f"Error: --processes {processes}: the processes did not come together within {START_SECONDS} s. Start all of "
-        "them, with one address that all of them reach."
+        2,  # as for any input that can't be used
+        [
+            f"--processes {processes}: the processes did not come together within {START_SECONDS} s. Start all of "
+            "them, with one address that all of them reach."
+        ],
     )
+    sys.stdout.flush()
     os._exit(2)
 
 
 @contextmanager
-def job(processes: str | None, tell: Callable[[str], None]) -> Iterator[None]:
+def job(processes: str | None, tell: Tell) -> Iterator[None]:
     """Runs the block as one process of a job. None waits for another that failed: all end.
 
     Args:
       processes: see ``start``; None: this process is alone.
-      tell: shows the user a line of why the job ended.
+      tell: shows the user why the job ended; called in process 0, or where that is gone.
     """
     if processes is None:
         yield
@@ -137,7 +142,7 @@ def job(processes: str | None, tell: Callable[[str], None]) -> Iterator[None]:
     _joined.clear()
 
 
-def end(code: int, lines: Sequence[str], tell: Callable[[str], None], *, agreed: bool = False) -> None:
+def end(code: int, lines: Sequence[str], tell: Tell, *, agreed: bool = False) -> None:
     """Ends this process and with it the job: the others follow within seconds. Returns where there is no job.
 
     Python's own way out would wait for the others, and they for this one.
@@ -162,12 +167,11 @@ def end(code: int, lines: Sequence[str], tell: Callable[[str], None], *, agreed:
         except jax.errors.JaxRuntimeError as error:  # another one ended first, or process 0 is gone
             heard = "ALREADY_EXISTS" in str(error)
         if process == 0 or not heard:
-            for line in lines:
-                tell(line)
+            tell(code, lines)
         _leave(client, code)
 
 
-def _watch(done: threading.Event, tell: Callable[[str], None]) -> None:
+def _watch(done: threading.Event, tell: Tell) -> None:
     """Ends this process when another one has said that it ends, or is silent."""
     client = jax_distributed.global_state.client
     heard: dict[str, tuple[str, float]] = {}  # process -> its last sign of life, and when it came
@@ -187,8 +191,7 @@ def _watch(done: threading.Event, tell: Callable[[str], None]) -> None:
             code, lines = _LOST
         with _ending:
             if is_main() or (code, lines) == _LOST:
-                for line in lines:
-                    tell(line)
+                tell(code, lines)
             _leave(client, code)
 
 
@@ -269,11 +272,11 @@ def agreed() -> Iterator[None]:
 
 
 def check_alike(fingerprints: Sequence[str]) -> None:
-    """Raises AgreedError where processes read other settings, another table or another model than process 0."""
+    """Raises AgreedError where processes have other settings, another table, model or mesh than process 0."""
     unlike = [process for process, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]]
     if unlike:
         raise AgreedError(
-            f"Process {', '.join(map(str, unlike))} has other settings, another table or another model than process 0 "
+            f"Process {', '.join(map(str, unlike))} has other settings, another table, model or mesh than process 0 "
             f"({fingerprints[unlike[0]]}, not {fingerprints[0]}). Give all of them the same command and files."
         )
 

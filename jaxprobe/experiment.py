@@ -1,6 +1,5 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from jaxprobe.extract.activations import open_activations
 from jaxprobe.extract.collect import extract_states
 from jaxprobe.files import AnyPath, as_path, replacing
 from jaxprobe.models.llama import random_llama
-from jaxprobe.models.load import DTYPES, LanguageModel, choose_dtype, fit_mesh, open_model
+from jaxprobe.models.load import DTYPES, LanguageModel, fit_mesh, open_model
 from jaxprobe.models.placement import place
 from jaxprobe.progress import Progress, default_progress
 from jaxprobe.report.experiment_figures import write_experiment_figures
@@ -44,7 +43,7 @@ def open_run(path: AnyPath) -> OpenRun:
     """
     directory = RunDirectory(path)
     result = directory.read_result()
-    config = dataclasses.replace(read_config(directory.config_path), dtype=result["dtype"])
+    config = read_config(directory.config_path)
     again = f"jaxprobe run --config {directory.config_path}"
     if not directory.activations_path.is_dir():
         raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")
@@ -196,15 +195,17 @@ def unit_vectors(runs: Sequence[AnyPath], state: str | None = None, progress: Pr
 def random_states(
     config: RunConfig, table: EntityTable, state: str, progress: Progress | None = None
 ) -> Mapping[str, np.ndarray]:
-    """The state of every entity by the run's architecture with random weights, seeded, in memory."""
+    """The state of every entity by a run's architecture with random weights, seeded, in memory.
+
+    ``config`` is that of a finished run, which has the dtype that was chosen for it.
+    """
     layer = int(state) if state.isdecimal() else None
     last = None if state == "final_norm" else layer or 0
     files = open_model(config.model, revision=config.revision, tokenizer=config.tokenizer, last_layer=last)
-    dtype = choose_dtype(config.dtype)
-    mesh, _ = place(files.config, None, dtype)  # this machine's, not the run's
+    mesh, _ = place(files.config, None, config.dtype)  # this machine's, not the run's
     files = fit_mesh(files, mesh, config.replicate_kv)
-    weights = random_llama(files.config, mesh, DTYPES[dtype], config.seed)
-    model = LanguageModel(files, weights, mesh, dtype)
+    weights = random_llama(files.config, mesh, DTYPES[config.dtype], config.seed)
+    model = LanguageModel(files, weights, mesh, config.dtype)
     kept = () if layer is None else (layer,)
     options = {"layers": kept, "final_norm": state == "final_norm", "seed": config.seed, "progress": progress}
     return extract_states(model, table, config.prompt, **options)

@@ -22,7 +22,7 @@ from jaxprobe.extract.store import check_space
 from jaxprobe.files import AnyPath, as_path
 from jaxprobe.models.load import open_model
 from jaxprobe.progress import Progress, default_progress, in_words
-from jaxprobe.run import Prepared, finish, load, prepare
+from jaxprobe.run import Prepared, disk_bytes, finish, load, prepare
 from jaxprobe.rundir import RunDirectory
 
 Say = Callable[[str], None]
@@ -121,7 +121,7 @@ def run_all(configs: Sequence[RunConfig], say: Say, progress: Progress) -> list[
         said.append(lines)
     todo = [each for each in prepared if not each.directory.is_complete]
     unstored = [each for each in todo if not each.directory.activations_path.exists()]
-    check_space(configs[0].out, sum(each.extraction.state_bytes(each.dtype) for each in unstored))
+    check_space(configs[0].out, sum(map(disk_bytes, unstored)))
     say(f"{len(todo)} of {len(prepared)} runs to do{how_long(todo)}.")
     model = functools.cache(lambda: load(todo[0], progress))  # once, and not where all states are stored
     for each, lines in zip(prepared, said, strict=True):
@@ -161,7 +161,7 @@ def how_long(todo: Sequence[Prepared]) -> str:
     if seconds is None:
         return ""
     return (
-        f": forward passes of about {in_words(seconds)} at this machine's rate now; probes, controls and hold-outs "
+        f": forward passes of about {in_words(seconds)} at this machine's rate; probes, controls and hold-outs "
         "come on top"
     )
 

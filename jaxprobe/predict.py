@@ -1,6 +1,5 @@
 """Where is it, or when? A finished run's probe on names of one's own."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from jaxprobe.data.sphere import places_of
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import extract_states
 from jaxprobe.files import AnyPath
-from jaxprobe.models.load import choose_dtype, fit_mesh, open_model, read_weights
+from jaxprobe.models.load import fit_mesh, open_model, read_weights
 from jaxprobe.models.placement import place
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.probes.ridge import RidgeFit, predict_layer
@@ -39,7 +38,8 @@ def predict(run: AnyPath, texts: Sequence[str]) -> pd.DataFrame:
       InputError: no finished run, no text, or whatever stands in the way of running the model.
     """
     directory = RunDirectory(run)
-    config = dataclasses.replace(read_config(directory.config_path), dtype=directory.read_result()["dtype"])
+    directory.read_result()  # raises where the run is not finished
+    config = read_config(directory.config_path)
     if not texts or not all(text.strip() for text in texts):
         raise InputError('No text to predict for, or an empty one. Name some: --text "Reykjavik" "Lima".')
     arrays, metadata = directory.read_probes()
@@ -82,9 +82,8 @@ def _read_state(config: RunConfig, dataset: str, texts: Sequence[str], state: st
         tokenizer=config.tokenizer,
         last_layer=None if final_norm else layer or 0,
     )
-    dtype = choose_dtype(config.dtype)
-    mesh, _ = place(files.config, None, dtype)  # this machine's, not the run's
-    model = read_weights(fit_mesh(files, mesh, config.replicate_kv), mesh, dtype)
+    mesh, _ = place(files.config, None, config.dtype)  # this machine's, not the run's
+    model = read_weights(fit_mesh(files, mesh, config.replicate_kv), mesh, config.dtype)
     unknown, none = np.zeros((len(texts), 1)), np.zeros(len(texts), bool)
     table = EntityTable(dataset, tuple(texts), unknown, ("unknown",), ("",), none)
     kept = () if layer is None else (layer,)

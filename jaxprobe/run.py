@@ -94,7 +94,9 @@ def finish(
       model: what gives the run's model, called where it is needed, for several runs of one; default: it is read.
     """
     config, directory = prepared.config, prepared.directory
-    facts = exchange([prepared.document["fingerprint"], directory.is_complete and not config.repair])
+    # The fingerprint is of what changes a number; of the rest it is the mesh that processes must agree on.
+    alike = f"{prepared.document['fingerprint']} on {mesh_text(prepared.mesh.shape)}"
+    facts = exchange([alike, directory.is_complete and not config.repair])
     check_alike([fingerprint for fingerprint, _ in facts])
     if facts[0][1]:
         say(f"{directory.path} is finished: nothing to do. Report: {directory.report_path}")
@@ -170,14 +172,19 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
 
 def _check_room(prepared: Prepared) -> None:
     """Refuses what memory or disk can't hold. States that are stored already need neither; the store sees to those."""
-    extraction, directory = prepared.extraction, prepared.directory
+    directory = prepared.directory
     if directory.is_complete or (prepared.config.store and directory.activations_path.exists()):
         return
     check_memory(prepared.memory, prepared.mesh)
     if prepared.config.store and is_main():
-        rows, shards = len(prepared.table), len(extraction.plan.shards)
-        size = size_on_disk(rows, len(extraction.states), extraction.width, prepared.dtype, shards)
-        check_space(directory.path, size)
+        check_space(directory.path, disk_bytes(prepared))
+
+
+def disk_bytes(prepared: Prepared) -> int:
+    """Bytes that the states of a run take on disk."""
+    extraction = prepared.extraction
+    shards = len(extraction.plan.shards)
+    return size_on_disk(len(prepared.table), len(extraction.states), extraction.width, prepared.dtype, shards)
 
 
 def describe(prepared: Prepared) -> list[str]:
@@ -208,7 +215,7 @@ def describe(prepared: Prepared) -> list[str]:
         f"{_effort(prepared)}.",
         f"States: {len(extraction.states)} of {len(table):,} x {config.width}, "
         + (
-            f"{extraction.state_bytes(prepared.dtype) / 1e9:.2f} GB on disk."
+            f"{disk_bytes(prepared) / 1e9:.2f} GB on disk."
             if prepared.config.store
             else f"not stored: penalties are chosen by {chosen_by(prepared)}, from sums. Training scores other than "
             "R2, and controls, need stored states."
@@ -227,7 +234,7 @@ def _effort(prepared: Prepared) -> str:
     seconds = None if prepared.directory.is_complete else forward_seconds(operations, prepared.mesh)
     if seconds is None:
         return size
-    return f"{size}, about {in_words(seconds)} at this machine's rate now; probes and report come on top"
+    return f"{size}, about {in_words(seconds)} at this machine's rate; probes and report come on top"
 
 
 def chosen_by(prepared: Prepared) -> str:

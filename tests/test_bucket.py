@@ -1,5 +1,6 @@
 """Models, tables and runs in a bucket: gcsfs, tensorstore and Orbax as users have them, with an emulator behind."""
 
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ import safetensors.numpy
 
 from jaxprobe import open_activations
 from jaxprobe.cli import main
+from jaxprobe.data import fetch as fetch_module
 from jaxprobe.data.catalog import load_table
+from jaxprobe.data.fetch import fetch
 from jaxprobe.errors import InputError
 from jaxprobe.extract.activations import COMMITTED, DamagedError
 from jaxprobe.files import as_path, is_local, remove_folder, replacing
@@ -251,6 +254,21 @@ def test_what_is_not_there(bucket):
         RunDirectory("gs://bucket/nothing").read_config()
     with pytest.raises(InputError, match="gs://bucket/nothing holds no stored activations"):
         open_activations("gs://bucket/nothing")
+
+
+def test_a_table_is_fetched_into_it(bucket, tmp_path, monkeypatch):
+    content = b"name,latitude\nOslo,59.9\n"
+    (tmp_path / "art.csv").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fetch_module, "SOURCE", tmp_path.as_uri())
+    monkeypatch.setitem(fetch_module.SHA256, "art", hashlib.sha256(content).hexdigest())
+    path = fetch("art", Path("gs://bucket/tables"))  # as the command line gives it
+    assert str(path) == "gs://bucket/tables/art.csv" and path.read_bytes() == content
+    (tmp_path / "art.csv").unlink()
+    assert fetch("art", "gs://bucket/tables") == path and not list(tmp_path.iterdir())
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match="gs://bucket/tables/art.csv exists and is not the paper's table"):
+        fetch("art", "gs://bucket/tables")
 
 
 def test_objects_are_whole_or_absent(bucket):

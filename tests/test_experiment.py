@@ -297,13 +297,16 @@ def test_no_run_is_refused(capsys):
 
 
 def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(model, tables, tmp_path, monkeypatch):
-    loaded, checked = [], []
+    loaded, checked, asked = [], [], []
     monkeypatch.setattr("jaxprobe.paper.load", lambda *given: (loaded.append(1), load(*given))[1])
     monkeypatch.setattr("jaxprobe.run.check_memory", lambda *given: checked.append(len(loaded)))
+    monkeypatch.setattr("jaxprobe.paper.check_space", lambda path, size: asked.append(size))
     configs = plan_runs(model, tmp_path, tables, ("empty",), None)
     paths = run_all(configs, lambda line: None, default_progress())
     # Each run before any weights are read, and then once more as they are: never with them in memory.
     assert len(loaded) == 1 and checked == [0] * len(paths) + [1]
+    files = [file for path in paths for file in (path / "activations").rglob("*") if file.is_file()]
+    assert 0.9 < sum(file.stat().st_size for file in files) / asked[0] <= 1  # of small states most is around them
     for path in paths:
         (path / "scores.parquet").unlink()
     run_all(configs, lambda line: None, default_progress())

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import re
 import signal
@@ -53,6 +54,8 @@ distributed.HEARTBEAT_SECONDS = {HEARTBEAT}
 main(sys.argv[1:])
 """
 
+FULL_DISK = "import shutil\nshutil.disk_usage = lambda path, usage=shutil.disk_usage('/'): usage._replace(free=0)\n"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small_shards():
@@ -88,8 +91,11 @@ def settings(folder, out, **other):
     return RunConfig(model=str(folder / "model"), out=out, **options)
 
 
-def launch(commands, *, devices=1, folders=None, slurm=False):
-    """Starts the processes of a run, one for each command, told where they are or with the variables of a SLURM job."""
+def launch(commands, *, devices=1, folders=None, slurm=False, before=None):
+    """Starts the processes of a run, one for each command, told where they are or with the variables of a SLURM job.
+
+    ``before`` is a line for each of them, which runs before its program.
+    """
     count, number = len(commands), int(np.random.default_rng().integers(20_000))
     processes = []
     for process, command in enumerate(commands):
@@ -107,7 +113,7 @@ def launch(commands, *, devices=1, folders=None, slurm=False):
             where = "auto"
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *command, "--processes", where],
+                [sys.executable, "-c", (before[process] if before else "") + PROGRAM, *command, "--processes", where],
                 env=environment,
                 cwd=folders[process] if folders else None,
                 stdout=subprocess.PIPE,
@@ -225,14 +231,32 @@ def test_a_folder_that_is_not_shared_is_refused(folder, tmp_path):
 
 def test_unlike_processes_are_refused():
     check_alike(["a", "a"])
-    with pytest.raises(InputError, match=r"Process 1, 2 has other settings, another table .* \(b, not a\)"):
+    with pytest.raises(InputError, match=r"Process 1, 2 has other settings, another table, .* \(b, not a\)"):
         check_alike(["a", "b", "b"])
+
+
+def test_other_meshes_are_refused_and_scripts_are_told_by_process_0(folder, tmp_path):
+    meshes = "data=2", "model=2"
+    ends = ended(launch([arguments(folder, tmp_path / "run", "--mesh", mesh, "--json") for mesh in meshes]))
+    assert [code for code, _, _ in ends] == [2, 2], ends
+    (problem,) = json.loads(ends[0][1])["problems"]
+    assert re.search(r"Process 1 has .* \((\w+) on model=2, not \1 on data=2\)", problem)
+    assert f"Error: {problem}" in ends[0][2] and ends[1][1] == ""
+
+
+def test_scripts_are_told_what_one_process_found(folder, tmp_path):
+    """The disk of one process is full, which no other one sees."""
+    commands = [arguments(folder, tmp_path / "run", "--json")] * 2
+    ends = ended(launch(commands, before=("", FULL_DISK)))
+    assert [code for code, _, _ in ends] == [2, 2], ends
+    (problem,) = json.loads(ends[0][1])["problems"]
+    assert re.match("Process 1: Shard .* the disk is full", problem) and problem in ends[0][2] and ends[1][1] == ""
 
 
 @pytest.mark.parametrize("text", ["2", "2/2@localhost:1", "0/2@localhost", "-1/2@localhost:1"])
 def test_unusable_processes_are_refused(text):
     with pytest.raises(InputError, match="neither auto nor I/N@HOST:PORT"):
-        start(text)
+        start(text, print)
 
 
 def test_rows_go_to_their_places():

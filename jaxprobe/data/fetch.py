@@ -3,11 +3,11 @@
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.request
 from pathlib import Path
 
 from jaxprobe.errors import InputError
+from jaxprobe.files import AnyPath, as_path, replacing
 
 COMMIT = "a572f162948ee185e9c842eb5fa15e23aad3d218"
 SOURCE = f"https://raw.githubusercontent.com/wesg52/world-models/{COMMIT}/data/entity_datasets"
@@ -25,7 +25,7 @@ LARGEST_BYTES = 100_000_000  # what the host takes at most for one file; the tab
 TIMEOUT_S = 60
 
 
-def fetch(name: str, data_dir: str | Path | None = None) -> Path:
+def fetch(name: str, data_dir: str | Path | None = None) -> AnyPath:
     """Puts one of the paper's tables into a folder, unless it is there already, and returns its path.
 
     Nothing is trusted on first use: what arrives is kept only if it is the file of the pinned commit. Four tables have
@@ -35,7 +35,8 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
 
     Args:
       name: a table of the paper.
-      data_dir: the folder, made where it does not exist; None for the one that the environment names as JAXPROBE_DATA.
+      data_dir: the folder (path or gs://...), made where it does not exist; None for the one that the environment names
+        as JAXPROBE_DATA.
     Raises:
       InputError: no such table, no folder, no network, or content that is not the pinned one.
     """
@@ -47,7 +48,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
     folder = data_dir or os.environ.get("JAXPROBE_DATA")
     if not folder:
         raise InputError("No folder is named to put the table in. Name one with --data-dir or JAXPROBE_DATA.")
-    path = Path(folder) / f"{name}.csv"
+    path = as_path(folder) / f"{name}.csv"
     if path.exists():
         if not _is_pinned(name, path.read_bytes()):
             raise InputError(f"{path} exists and is not the paper's table. Move it away, or name another folder.")
@@ -58,7 +59,11 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
             f"{SOURCE}/{name}.csv gave {len(content):,} bytes that are not the pinned table. Nothing was kept. "
             "A proxy or an interrupted transfer may have changed it; try again."
         )
-    _write(path, content)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error}. Name another folder with --data-dir.") from error
     return path
 
 
@@ -75,22 +80,3 @@ def _download(url: str) -> bytes:
     # URLError, HTTPError and time-outs are OSErrors; a connection cut short is an HTTPException.
     except (OSError, http.client.HTTPException) as error:
         raise InputError(f"{url} could not be read: {error}. This command needs a network; try again.") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: written beside its place, then renamed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                temporary.unlink()
-                raise
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error}. Name another folder with --data-dir.") from error

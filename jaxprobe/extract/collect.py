@@ -40,10 +40,6 @@ class Extraction(NamedTuple):
     states: tuple[str, ...]
     width: int
 
-    def state_bytes(self, dtype: str) -> int:
-        """Size of all states of all entities."""
-        return (len(self.tokens.starts) - 1) * len(self.states) * self.width * np.dtype(DTYPES[dtype]).itemsize
-
 
 def plan_extraction(
     files: ModelFiles,

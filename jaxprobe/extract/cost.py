@@ -1,5 +1,6 @@
 """How much arithmetic an extraction is, known before it starts, and how long that takes where it can be said."""
 
+import functools
 import math
 import time
 
@@ -40,12 +41,18 @@ def forward_operations(plan: Plan, config: LlamaConfig) -> int:
 
 
 def forward_seconds(operations: float, mesh: Mesh) -> float | None:
-    """How long so many operations take here, from a product timed now (a fifth of a second).
+    """How long so many operations take here, by the rate of a product (timed once, a fifth of a second).
 
     None on accelerators: how much of their rate a forward reaches depends on the model and the mesh.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return None
+    return operations / (SHARE_OF_PRODUCT * _product_rate())
+
+
+@functools.cache  # a command that prepares several runs times it once
+def _product_rate() -> float:
+    """Operations of a large float32 product in a second."""
     matrix = jnp.ones((_SIDE, _SIDE), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
@@ -53,5 +60,4 @@ def forward_seconds(operations: float, mesh: Mesh) -> float | None:
     for _ in range(_REPEATS):
         product(matrix, matrix).block_until_ready()
     # A product uses all cores, so devices that share them add nothing.
-    rate = _REPEATS * 2 * _SIDE**3 / (time.perf_counter() - started)
-    return operations / (SHARE_OF_PRODUCT * rate)
+    return _REPEATS * 2 * _SIDE**3 / (time.perf_counter() - started)

@@ -40,8 +40,9 @@ def control_table(results: RunResults) -> str:
         values = part.set_index("metric")
         cells = [_cell(values, "r2"), _cell(values, "selectivity"), _p_value(values)]
         name, why = describe_control(control, resampled)
-        if resampled not in ("rows", "permutations") and pd.isna(values.loc["r2", "ci_low"]):
-            why += "; no interval: too few groups"
+        if resampled in results.groups and pd.isna(values.loc["r2", "ci_low"]):
+            tested = results.entities.loc[results.entities["split"] == "test", f"group_{resampled}"].nunique()
+            why += f"; no interval: too few groups ({tested}), or resamples without a score"
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{escape(name)}<br><small>{escape(why)}</small></th>{numbers}</tr>')
     heads = "".join(f'<th scope="col">{title}</th>' for title in ("", "test R²", "probe less this", "p"))

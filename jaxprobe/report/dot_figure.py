@@ -22,6 +22,7 @@ METRICS = {
 LOWEST_R2 = -1.0  # what lies below stands at the edge as a number
 # Both colour and marker tell the kinds apart.
 STYLES = ({"color": "#0072B2", "marker": "o"}, {"color": "#D55E00", "marker": "D"})
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # text on lines
 ROW, HEAD, TOP, BOTTOM, PANEL = 0.23, 0.3, 0.85, 0.85, 2.3  # inches
 
 
@@ -50,14 +51,8 @@ def draw_dots(frame: pd.DataFrame, kinds: Mapping[str, str], title: str, subtitl
                 axes.set_ylim(len(labels) - 0.5, -0.5 - HEAD * bool(name) / ROW)
                 _finish(axes, labels if column == 0 else [], METRICS[metric] if i == len(sections) - 1 else "")
                 if column == 0 and name:
-                    axes.text(
-                        0.13 - names,
-                        -0.75,
-                        name,
-                        transform=_inches_and_rows(figure, axes),
-                        fontsize=9,
-                        fontweight="bold",
-                    )
+                    place = {"transform": _inches_and_rows(figure, axes), "bbox": BEHIND}  # it may reach over the axes
+                    axes.text(0.13 - names, -0.75, name, fontsize=9, fontweight="bold", **place)
         handles = [Line2D([], [], linestyle="", label=kinds[k], **s) for k, s in zip(kinds, STYLES, strict=False)]
         figure.legend(handles=handles, loc="lower left", frameon=False, fontsize=8.5, ncols=2, borderaxespad=0.3)
         write_title(figure, title, subtitle)
@@ -79,19 +74,20 @@ def axis_limits(frame: pd.DataFrame, metric: str) -> tuple[float, float]:
 def _draw_rows(
     axes: Axes, frame: pd.DataFrame, labels: list[str], kinds: list[str], limits: tuple[float, float]
 ) -> None:
-    """The dots of one section and metric; a value left of the limits is written there, with an arrow."""
+    """The dots of one section and metric; a value left of the limits is written there, with an arrow, none at 0."""
     place = {label: i for i, label in enumerate(labels)}
     apart = 0.17 if frame.groupby("row")["kind"].nunique().gt(1).any() else 0.0
     for kind, shift, style in zip(kinds, (-apart, apart), STYLES, strict=False):
-        part = frame[(frame["kind"] == kind) & frame["value"].notna()]
+        part = frame[frame["kind"] == kind]
         y = part["row"].map(place).to_numpy() + shift
         axes.hlines(y, part["ci_low"], part["ci_high"], color=style["color"], linewidth=1.1, zorder=2)
         axes.plot(part["value"], y, linestyle="", markersize=4.2, zorder=3, **style)
+        written = {"fontsize": 6.5, "va": "center", "color": style["color"], "bbox": BEHIND, "zorder": 4}
         for value, height in zip(part["value"], y, strict=True):
-            if value < limits[0]:
-                text = f"◂ {value:,.1f}".replace("-", "−")
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-                axes.text(limits[0], height, text, fontsize=6.5, va="center", color=style["color"], bbox=box, zorder=4)
+            if np.isnan(value):
+                axes.text(0, height, "no score", **written)
+            elif value < limits[0]:
+                axes.text(limits[0], height, f"◂ {value:,.1f}".replace("-", "−"), **written)
     axes.set_xlim(limits)
 
 

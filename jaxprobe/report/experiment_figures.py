@@ -46,7 +46,7 @@ def layer_figures(frame: pd.DataFrame) -> list[Figure]:
     below = 0.6 + 0.19 * len(styles)
     with house_style():
         figure = Figure(figsize=(max(5.4, 3.1 * len(datasets) + 0.8), 5.4 + below))
-        grid = area(figure, left=0.6, right=0.2, bottom=below, top=0.95).subgridspec(
+        grid = area(figure, left=0.72, right=0.2, bottom=below, top=0.95).subgridspec(
             2, len(datasets), hspace=0.1, wspace=0.1
         )
         for row, (metric, name) in enumerate({"r2": "Test R²", "spearman": "Spearman"}.items()):
@@ -148,6 +148,8 @@ def dateline_figures(frame: pd.DataFrame) -> list[Figure]:
 
 def _dots(run: tuple[str, ...], frame: pd.DataFrame, kinds: dict[str, str], title: str) -> Figure:
     subtitle = f"{' · '.join(run)} · {layer_title(frame['layer'].iloc[0])} · 95 % interval"
+    if frame["ci_low"].isna().any():
+        subtitle += " (a dot without a line has none)"
     return draw_dots(frame, kinds, title, subtitle)
 
 

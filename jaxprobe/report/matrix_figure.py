@@ -29,7 +29,7 @@ def draw_matrices(panels: Mapping[str, pd.DataFrame], title: str, subtitle: str,
     wanted = left + len(panels) * width + (len(panels) - 1) * 0.2 + BAR
     size = max(wanted, 5.4), bottom + height + 0.95
     colours = mpl.colormaps["cividis"].with_extremes(under=BELOW, bad="white")
-    scale = mpl.colors.Normalize(0, max(0.1, max(float(np.nanmax(matrix.to_numpy())) for matrix in panels.values())))
+    scale = mpl.colors.Normalize(0, max(float(np.nanmax(matrix.to_numpy(), initial=0.1)) for matrix in panels.values()))
     with house_style():
         figure = Figure(figsize=size)
         space = area(figure, left=left, right=size[0] - wanted + BAR, bottom=bottom, top=0.95)

@@ -143,10 +143,7 @@ def notes(results: RunResults) -> str:
 
 def colophon(results: RunResults) -> str:
     """How the run was made: timings, memory, settings, versions."""
-    seconds = results.result.get("seconds", {})
-    made = {name: f"{value:,.1f} s" for name, value in seconds.items()}
-    if seconds:
-        made["total"] = f"{sum(seconds.values()):,.1f} s"
+    made = {name: f"{value:,.1f} s" for name, value in results.result.get("seconds", {}).items()}
     if peak := results.result.get("peak_memory_bytes"):
         made["peak memory"] = f"{peak / 2**30:.2f} GiB"
     parts = [

@@ -1,5 +1,7 @@
 """Numbers in words, the same in figures and pages."""
 
+import math
+
 from jaxprobe.report.results import RunResults, Score
 
 
@@ -10,7 +12,9 @@ def count(number: int, noun: str) -> str:
 
 
 def with_interval(score: Score) -> str:
-    """A score and its interval with three decimals: "R² 0.612 [0.587, 0.640]"."""
+    """A score and its interval with three decimals: "R² 0.612 [0.587, 0.640]"; a dash for what has no score."""
+    if math.isnan(score.value):
+        return "R² –"
     interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.has_interval else ""
     return f"R² {score.value:.3f}{interval}".replace("-", "−")
 

@@ -39,3 +39,4 @@ def test_seconds_follow_operations_and_are_not_guessed_for_accelerators():
     mesh = make_mesh({"data": 1})
     seconds = forward_seconds(1e12, mesh)
     assert 0.1 < seconds < 1000  # 1 GFLOP/s to 10 TFLOP/s
+    assert forward_seconds(2e12, mesh) == 2 * seconds  # by one rate, which is timed once

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import binom, spearmanr, t
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from jaxprobe.errors import InputError
@@ -69,8 +69,11 @@ def test_replicates_equal_scores_of_resampled_rows(groups):
     where = {"r2": (1, 2), "spearman": (1, 0), "mae": (1, 1), "error_km_median": 1, "error_km_mean": 1}
     scores = score(y, p, places=True, groups=groups, replicates=200, seed=3)
     for metric, values in expected.items():
-        low, high = np.quantile(values, [0.025, 0.975])
         found = scores[metric]
+        low, high = np.quantile(values, [0.025, 0.975])
+        if groups is not None:
+            half = t.ppf(0.975, 36) * np.std(values) * np.sqrt(37 / 36)
+            low, high = found.value[where[metric]] - half, found.value[where[metric]] + half
         np.testing.assert_allclose([found.ci_low[where[metric]], found.ci_high[where[metric]]], [low, high], rtol=1e-9)
 
 
@@ -141,3 +144,17 @@ def test_few_groups_give_no_interval(count):
     assert np.isfinite(found.value).all() and (np.isfinite(found.ci_low) == (count == 15)).all()
     less = paired_difference(y, p, p[:1], groups=np.arange(300) % count, metrics=("r2",), replicates=50)["r2"]
     assert np.isfinite(less.value).all() and (np.isfinite(less.ci_high) == (count == 15)).all()
+
+
+@pytest.mark.parametrize("count", [15, 30])
+def test_intervals_over_groups_cover_the_score_in_the_population(count):
+    """Groups share most of their target, and some of the error of a probe whose R2 is 0.64."""
+    rng, worlds, covered = np.random.default_rng(count), 500, 0
+    groups = np.repeat(np.arange(count), 5)
+    for seed in range(worlds):
+        shared, own = rng.normal(size=(count, 2))[groups], rng.normal(size=(len(groups), 2))
+        y, error = (np.sqrt([0.7, 0.3]) * shared + np.sqrt([0.3, 0.7]) * own).T[..., None]
+        found = score(y, (y - 0.6 * error)[None], groups=groups, seed=seed, metrics=("r2",))["r2"]
+        covered += found.ci_low[0, 0] <= 0.64 <= found.ci_high[0, 0]
+    # Percentiles of the same replicates would hold it far less often.
+    assert binom.ppf(0.0005, worlds, 0.95) <= covered <= binom.ppf(0.9995, worlds, 0.95)

@@ -121,7 +121,7 @@ def write_run(
             "fingerprint": "0123456789abcdef",
             "result": {
                 "headline_layer": HEADLINE,
-                "seconds": {"load": 1.25, "extract": 12.5, "fit": 3.0},
+                "seconds": {"load": 1.25, "extract": 12.5, "fit": 3.0, "total": 18.2},
                 "peak_memory_bytes": 2_147_483_648,
                 "model": model,
                 "notes": ["3 names are on both sides of the split."],

@@ -71,10 +71,24 @@ def test_where_there_is_no_p_value_the_table_says_why(place_run):
 
 def test_what_whole_groups_are_resampled_for_says_so_and_why_it_has_no_interval(place_run):
     rows = control_rows()
-    inside = rows.query("resampled == 'country'").assign(control="within_country", ci_low=np.nan, ci_high=np.nan)
-    place_run.write_controls(pd.concat([rows, inside], ignore_index=True))
+    inside = rows.query("resampled == 'country'").assign(ci_low=np.nan, ci_high=np.nan)
+    few = [inside.assign(control=f"within_{group}", resampled=group) for group in ("country", "continent")]
+    place_run.write_controls(pd.concat([rows, *few], ignore_index=True))
     cells = {row[0]: row[1:] for row in page_of(place_run).rows}
-    (name,) = [name for name in cells if name.startswith("Inside each country")]
-    assert name.endswith("whole groups resampled; no interval: too few groups") and cells[name][0] == "0.800"
+    tested = place_run.read_entities().query("split == 'test'")
+    for group in ("country", "continent"):  # of many countries it can only be the scores that are missing
+        (name,) = [name for name in cells if name.startswith(f"Inside each {group}")]
+        count = len(set(tested[f"group_{group}"]))
+        assert name.endswith(f"; no interval: too few groups ({count}), or resamples without a score")
+        assert cells[name][0] == "0.800"
     (with_interval,) = [name for name in cells if name.startswith("The probe, whole groups of country resampled")]
     assert "no interval" not in with_interval
+
+
+def test_what_has_no_score_is_a_dash(place_run):
+    rows = control_rows()
+    rows.loc[rows["control"] == "embed", ["value", "ci_low", "ci_high"]] = np.nan
+    place_run.write_controls(rows)
+    page = page_of(place_run)
+    (cells,) = [row[1:] for row in page.rows if row[0].startswith("The token embedding")]
+    assert cells == ["–", "–", "–"] and "The token embedding alone reaches R² –." in page.text

@@ -154,3 +154,23 @@ def test_figures_are_written_and_those_of_fewer_runs_take_their_place(tmp_path):
     write_experiment_figures("blocks", blocks_table(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks.png", "blocks.svg"]
     assert set(FIGURES) == {"layers", "prompts", "blocks", "entity_types", "controls", "dateline"}
+
+
+def test_what_has_no_interval_or_no_score_says_so():
+    none = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
+    cells = [
+        (0.8, {"control": "none"}),
+        (0.7, {"control": "none", "resampled": "country", "ci_low": np.nan, "ci_high": np.nan}),
+        (0.0, {"control": "embed"} | none),
+    ]
+    (figure,) = control_figures(rows("r2", *cells, resampled="rows"))
+    (axes,) = figure.axes
+    probe, controls = (line for line in axes.lines if line.get_marker() in ("o", "D"))
+    assert probe.get_xdata().tolist() == [0.8, 0.7] and np.isnan(controls.get_xdata()).all()
+    assert written(axes) == ["no score"]
+    assert any("a dot without a line has none" in text.get_text() for text in figure.texts)
+    (with_all,) = control_figures(rows("r2", cells[0], resampled="rows"))
+    assert not any("without a line" in text.get_text() for text in with_all.texts)
+    pairs = [(0.0, {"train_prompt": a, "prompt": b} | none) for a in ("empty", "coords") for b in ("empty", "coords")]
+    (figure,) = prompt_figures(rows("r2", *pairs, centring="raw"))
+    assert written(figure.axes[0]) == ["–"] * 4

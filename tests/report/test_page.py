@@ -73,7 +73,15 @@ def test_page_for_dates_speaks_of_the_target(time_run):
 
 def test_settings_versions_timings_and_attribution_are_shown(place_run):
     text = read(place_run).text
-    for part in ("probe.seed", "0.10.2", "12.5 s", "16.8 s", "2.00 GiB", "0123456789abcdef", "GeoNames, CC BY 4.0"):
+    for part in (
+        "probe.seed",
+        "0.10.2",
+        "12.5 s",
+        "total18.2 s",
+        "2.00 GiB",
+        "0123456789abcdef",
+        "GeoNames, CC BY 4.0",
+    ):
         assert part in text
     assert "3 names are on both sides of the split." in text
 

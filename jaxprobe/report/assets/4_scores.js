@@ -119,8 +119,8 @@ function drawScores() {
   layout.margin = { l: 56, r: layout.annotations.length ? 76 : 12, t: 12, b: 46 };
   layout.height = 360;
   layout.shapes = [{ ...line, x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: look.quiet, width: 1 } }];
-  if (data.runs.length === 1 && run().layers.includes("embed")) {
-    const y = scoresAt(run(), "mean", ["embed"])[0][0];
+  const y = data.runs.length === 1 && run().layers.includes("embed") ? scoresAt(run(), "mean", ["embed"])[0][0] : null;
+  if (y !== null) {
     const dashed = { color: BASELINE, width: 1, dash: "dash" };
     layout.shapes.push({ ...line, xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: dashed });
   }
