@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,39 @@ def slot_operations(config: LlamaConfig, keys: int) -> int:
     """
     heads = config.kv_heads * config.queries_per_kv * config.head_width
     return 2 * (matrix_weights(config) + 2 * keys * heads)
+
+
+class BlockBytes(NamedTuple):
+    """Arrays of one block on one device, in bytes: float32, but for the weights."""
+
+    weights: int
+    stream: int  # the residual stream
+    inner: int  # the MLP's
+    query: int
+    scores: int
+
+    @property
+    def temporary(self) -> int:
+        """What a forward takes beside its parameters and results, at most: blocks run one after the other.
+
+        The block's weights are there once more, cut out of those of all blocks and gathered over ``fsdp``.
+        """
+        return self.weights + 3 * self.stream + 2 * self.inner + 3 * self.query + 2 * self.scores
+
+
+def block_bytes(
+    config: LlamaConfig, bins: int, slots: int, keys: int, mesh: Mapping[str, int], itemsize: int
+) -> BlockBytes:
+    """Sizes for ``bins`` bins of a device, whose slots each meet ``keys`` slots; mesh axis -> size (default 1)."""
+    model, numbers = mesh.get("model", 1), 4 * bins * slots
+    heads = config.kv_heads * config.queries_per_kv
+    return BlockBytes(
+        matrix_weights(config) * itemsize // model,
+        numbers * config.width,
+        numbers * config.mlp_width // model,
+        numbers * heads * config.head_width // model,
+        numbers * keys * heads // model,
+    )
 
 
 def forward_operations(plan: Plan, config: LlamaConfig) -> int:
