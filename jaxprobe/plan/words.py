@@ -28,7 +28,7 @@ def describe(plan: RunPlan) -> list[str]:
         + f". {compiled}",
         f"Mesh {mesh_text(plan.mesh)}: {plan.mesh_reason}.",
         f"Table {plan.table}, prompt {plan.prompt}: {plan.entities:,} entities, {plan.distinct_prefixes:,} distinct "
-        f"prefixes; {plan.steps:,.0f} steps of {step.bins} bins x {step.slots} slots.",
+        f"prefixes; {plan.steps:,.0f} step{'' if plan.steps == 1 else 's'} of {step.bins} bins x {step.slots} slots.",
         f"Tokens were counted with the tokenizer of {plan.tokenizer}.",
     ]
 
@@ -61,8 +61,8 @@ def conclusions(plan: RunPlan) -> list[str]:
             continue
         parts = ", ".join(f"{part} {in_words(value)}" for part, value in seconds.items() if part != "total")
         lines.append(
-            f"{name}: peak {peak / 1e9:.2f} of {plan.memory / 1e9:.0f} GB, {'fits' if fits else _remedy(plan, peak)}; "
-            f"{in_words(seconds['total'])} ({parts})."
+            f"{name}: peak {peak / 1e9:.2f} of {plan.memory / 1e9:.0f} GB, "
+            f"{'fits' if fits else _remedy(plan, stored, peak)}; {in_words(seconds['total'])} ({parts})."
         )
     lines.append(
         f"A run's peak has the results of {STEPS_IN_FLIGHT + 1} steps at once; with --no-store also the sums, and "
@@ -76,10 +76,12 @@ def conclusions(plan: RunPlan) -> list[str]:
     return [*lines, "Assumed, not measured on this machine:", *(f"- {line}" for line in assumptions(plan))]
 
 
-def _remedy(plan: RunPlan, peak: int) -> str:
-    needed = math.ceil(100 * peak / (plan.machine.chip.memory * 1e9)) / 100
-    if plan.machine.chip.platform == "gpu" and needed <= MOST_OF_A_GPU:
+def _remedy(plan: RunPlan, stored: bool, peak: int) -> str:
+    on_gpu, needed = plan.machine.chip.platform == "gpu", math.ceil(100 * peak / (plan.machine.chip.memory * 1e9)) / 100
+    if on_gpu and needed <= MOST_OF_A_GPU:
         return f"does NOT fit (it does with the variable XLA_CLIENT_MEM_FRACTION={needed:.2f})"
+    if on_gpu and not stored and plan.fit_streamed > plan.memory:
+        return "does NOT fit (nor does the fit of a state, which is on one GPU, on more of them: store the states)"
     return "does NOT fit (name a larger --topology)"
 
 

@@ -80,7 +80,9 @@ def test_a_gpu_has_room_for_the_sums_and_the_fit_in_what_jax_takes():
 def test_a_plan_that_does_not_fit_says_so():
     made = plan("llama-3.1-405b", "h100:8", "cities", limit=200)
     assert not made.fits(True)
-    assert "does NOT fit" in "\n".join(words.conclusions(made))
+    lines = "\n".join(words.conclusions(made))
+    assert "does NOT fit (name a larger --topology)" in lines  # stored
+    assert "on one GPU, on more of them: store the states" in lines  # 5 folds x 6 x 8 x 16384^2 bytes are above 60 GB
 
 
 def test_a_config_file_and_the_command_line(tmp_path, capsys):
