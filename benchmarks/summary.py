@@ -25,8 +25,11 @@ def summarise(table: dict[str, Any], flops_per_token: int) -> None:
         entry["best_matmul_gflops"] = max(rate for one in measured for rate in one["matmul"].values())
         entry["of_best_matmul"] = executed / entry["best_matmul_gflops"]
         if "scan" in measured[0]:
-            entry["scan_gflops"] = median(one["scan"] for one in measured)
-            entry["of_scan"] = executed / entry["scan_gflops"]
+            scans = [one["scan"] for one in measured]
+            entry["scan_gflops"] = median(scans)
+            # Round by round: each scan was measured just before the sample that it is compared with.
+            shares = [executed * seconds / estimate / scan for estimate, scan in zip(estimates, scans, strict=True)]
+            entry["of_scan"] = median(shares)
     ours = {entry["dtype"]: entry for entry in table["engines"] if entry["engine"] == "jaxprobe"}
     for entry in table["engines"]:
         entry["speed_up_of_jaxprobe"] = speed_up(ours[entry["dtype"]], entry)
