@@ -24,11 +24,16 @@ def matrix_weights(config: LlamaConfig) -> int:
     return sum(math.prod(sizes[axis] for axis in axes[1:]) for axes in BLOCK_AXES.values() if len(axes) > 2)
 
 
+def keys_met(slots: int, root: int) -> int:
+    """Slots that a slot of a bin attends over, on average: the root's, and of its bin half or all (see `attend`)."""
+    return root + 3 * slots // 4
+
+
 def slot_operations(config: LlamaConfig, keys: int) -> int:
     """Floating-point operations of the products of one slot in one block.
 
     The slot meets every weight in a multiplication and an addition, and each of its query heads meets ``keys`` slots
-    (its bin's and the root's), once for the scores and once for the values.
+    (see `keys_met`), once for the scores and once for the values.
     """
     heads = config.kv_heads * config.queries_per_kv * config.head_width
     return 2 * (matrix_weights(config) + 2 * keys * heads)
@@ -71,7 +76,7 @@ def forward_operations(plan: Plan, config: LlamaConfig) -> int:
     """Floating-point operations of the matrix products in the forward passes of a plan."""
     shapes = [batch.tokens.shape for shard in plan.shards for batch in shard.batches]
     root = len(plan.root)
-    return config.layers * sum(bins * slots * slot_operations(config, slots + root) for bins, slots in shapes)
+    return config.layers * sum(bins * slots * slot_operations(config, keys_met(slots, root)) for bins, slots in shapes)
 
 
 def forward_seconds(operations: float, mesh: Mesh) -> float | None:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import Extraction
-from jaxprobe.extract.cost import block_bytes
+from jaxprobe.extract.cost import block_bytes, keys_met
 from jaxprobe.extract.forward import ROOT_MULTIPLE, STEPS_IN_FLIGHT, devices_per_share
 from jaxprobe.extract.moments import wave_size
 from jaxprobe.extract.shares import share_count
@@ -63,8 +63,9 @@ def _temporary(plan: Plan, config: LlamaConfig, mesh: Mesh, itemsize: int) -> in
     """Bytes of each device that the largest step takes beside weights and results."""
     on_cpu, fsdp = mesh.devices.flat[0].platform == "cpu", mesh.shape["fsdp"]
     root = -(-len(plan.root) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+    each, item = devices_per_share(mesh), 4 if on_cpu else itemsize
     blocks = [
-        block_bytes(config, bins // devices_per_share(mesh), slots, slots + root, mesh.shape, 4 if on_cpu else itemsize)
+        block_bytes(config, bins // each, slots, keys_met(slots, root), mesh.shape, item)
         for bins, slots in batch_shapes(plan)
     ]
     # XLA multiplies float32 on a CPU, and copies all blocks' weights before the first (over ``fsdp`` for their layout).

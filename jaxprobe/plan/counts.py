@@ -6,7 +6,7 @@ Letters and mesh axes as in jaxprobe/mesh.py. Everything is of one chip.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxprobe.extract.cost import block_bytes, matrix_weights, slot_operations
+from jaxprobe.extract.cost import block_bytes, keys_met, matrix_weights, slot_operations
 from jaxprobe.extract.moments import moments_size
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.plan.hlo import Collective
@@ -35,7 +35,7 @@ class Count(NamedTuple):
 def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int) -> Count:
     """The forward of ``step.bins`` bins."""
     data, model = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1)
-    bins, keys = step.bins // data, step.root + step.slots
+    bins, keys = step.bins // data, keys_met(step.slots, step.root)
     products = bins * step.slots * slot_operations(config, keys) // model
     one = block_bytes(config, bins, step.slots, keys, mesh, dtype_bytes)
     outputs = step.states * bins * step.wanted * config.width * dtype_bytes // model
