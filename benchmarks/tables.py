@@ -237,7 +237,7 @@ def plan_table(result: dict[str, Any]) -> str:
             mesh_text(plan["mesh"]),
             f"{plan['parameters'] / 1e9:.1f} GB",
             peaks,
-            f"{plan['chip_memory'] / 1e9:.0f} GB",
+            f"{plan['usable_memory'] / 1e9:.0f} GB",
             number(forward["operations"] / 1e12),
             f"{number(moved)} GB",
             " / ".join(in_words(plan[way]["total"]) for way in ("stored", "streamed")),

@@ -147,7 +147,7 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
             "--fold-group goes with --no-store; with stored states the penalty is chosen by leave-one-out."
         )
     sizes = len(extraction.states), len(folds), extraction.width, len(table.target_names)
-    sums = Memory(0, 0) if config.store else streaming_memory(*sizes, mesh)
+    sums, fit = (0, Memory(0, 0)) if config.store else streaming_memory(*sizes, mesh)
     inputs = extraction_settings(files, extraction) | {
         "dtype": dtype,
         "targets": [table.target_names, table.targets.tolist(), table.is_test.tolist()],
@@ -158,7 +158,7 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
     directory = RunDirectory(config.out)
     if is_main():
         directory.check_owner(document)
-    memory = memory_needed(passes, files.config, mesh, dtype, sums)
+    memory = memory_needed(passes, files.config, mesh, dtype, sums, fit)
     prepared = Prepared(
         config, table, files, mesh, mesh_reason, dtype, extraction, passes, folds, memory, directory, document
     )

@@ -54,11 +54,16 @@ def make_folds(table: EntityTable, group: str | None = None, seed: int = 0) -> d
     return {str(name): train[labels == name] for name in names}
 
 
-def streaming_memory(states: int, folds: int, width: int, targets: int, mesh: Mesh) -> Memory:
-    """The moments on each device, and what the fit of one state takes: on a TPU, which has no float64, of the host."""
-    moments = moments_size(states, folds, width, targets, mesh.size)
-    fit = _FIT_COPIES * 8 * folds * width * (width + targets + 1)
-    return Memory(fit, moments) if on_tpu(mesh) else Memory(0, moments + fit)
+def fit_memory(folds: int, width: int, targets: int) -> int:
+    """Bytes that the fit of one state takes where it runs: on one GPU, or on the host (TPUs have no float64)."""
+    return _FIT_COPIES * 8 * folds * width * (width + targets + 1)
+
+
+def streaming_memory(states: int, folds: int, width: int, targets: int, mesh: Mesh) -> tuple[int, Memory]:
+    """The moments on each device, and what the fit of one state takes."""
+    fit = fit_memory(folds, width, targets)
+    on_host = on_tpu(mesh) or mesh.devices.flat[0].platform == "cpu"
+    return moments_size(states, folds, width, targets, mesh.size), Memory(fit, 0) if on_host else Memory(0, fit)
 
 
 def stream_probes(

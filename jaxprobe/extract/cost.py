@@ -3,6 +3,8 @@
 import functools
 import math
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +25,59 @@ def matrix_weights(config: LlamaConfig) -> int:
     return sum(math.prod(sizes[axis] for axis in axes[1:]) for axes in BLOCK_AXES.values() if len(axes) > 2)
 
 
+def keys_met(slots: int, root: int) -> int:
+    """Slots that a slot of a bin attends over, on average: the root's, and of its bin half or all (see `attend`)."""
+    return root + 3 * slots // 4
+
+
 def slot_operations(config: LlamaConfig, keys: int) -> int:
     """Floating-point operations of the products of one slot in one block.
 
     The slot meets every weight in a multiplication and an addition, and each of its query heads meets ``keys`` slots
-    (its bin's and the root's), once for the scores and once for the values.
+    (see `keys_met`), once for the scores and once for the values.
     """
     heads = config.kv_heads * config.queries_per_kv * config.head_width
     return 2 * (matrix_weights(config) + 2 * keys * heads)
+
+
+class BlockBytes(NamedTuple):
+    """Arrays of one block on one device, in bytes: float32, but for the weights."""
+
+    weights: int
+    stream: int  # the residual stream
+    inner: int  # the MLP's
+    query: int
+    scores: int
+
+    @property
+    def temporary(self) -> int:
+        """What a forward takes beside its parameters and results, at most: blocks run one after the other.
+
+        The block's weights are there once more, cut out of those of all blocks and gathered over ``fsdp``.
+        """
+        return self.weights + 3 * self.stream + 2 * self.inner + 3 * self.query + 2 * self.scores
+
+
+def block_bytes(
+    config: LlamaConfig, bins: int, slots: int, keys: int, mesh: Mapping[str, int], itemsize: int
+) -> BlockBytes:
+    """Sizes for ``bins`` bins of a device, whose slots each meet ``keys`` slots; mesh axis -> size (default 1)."""
+    model, numbers = mesh.get("model", 1), 4 * bins * slots
+    heads = config.kv_heads * config.queries_per_kv
+    return BlockBytes(
+        matrix_weights(config) * itemsize // model,
+        numbers * config.width,
+        numbers * config.mlp_width // model,
+        numbers * heads * config.head_width // model,
+        numbers * keys * heads // model,
+    )
 
 
 def forward_operations(plan: Plan, config: LlamaConfig) -> int:
     """Floating-point operations of the matrix products in the forward passes of a plan."""
     shapes = [batch.tokens.shape for shard in plan.shards for batch in shard.batches]
     root = len(plan.root)
-    return config.layers * sum(bins * slots * slot_operations(config, slots + root) for bins, slots in shapes)
+    return config.layers * sum(bins * slots * slot_operations(config, keys_met(slots, root)) for bins, slots in shapes)
 
 
 def forward_seconds(operations: float, mesh: Mesh) -> float | None:

@@ -9,13 +9,17 @@ from jax.sharding import Mesh
 
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import Extraction
-from jaxprobe.extract.forward import STEPS_IN_FLIGHT
+from jaxprobe.extract.cost import block_bytes, keys_met
+from jaxprobe.extract.forward import ROOT_MULTIPLE, STEPS_IN_FLIGHT, devices_per_share
+from jaxprobe.extract.moments import wave_size
 from jaxprobe.extract.shares import share_count
+from jaxprobe.extract.trie import Plan, batch_shapes
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.load import DTYPES
+from jaxprobe.models.placement import parameter_bytes
 
-# The shard being filled, the one before it on its way to the disk or the devices, and a copy there.
-SHARDS_IN_MEMORY = 3
+# The shard being filled, the one before it on its way to the disk or the devices, and for the disk a copy.
+STORED_SHARDS, STREAMED_SHARDS = 3, 2
 
 
 class Memory(NamedTuple):
@@ -26,42 +30,62 @@ class Memory(NamedTuple):
 
 
 def memory_needed(
-    extractions: Sequence[Extraction], config: LlamaConfig, mesh: Mesh, dtype: str, sums: Memory
+    extractions: Sequence[Extraction], config: LlamaConfig, mesh: Mesh, dtype: str, sums: int, fit: Memory
 ) -> Memory:
-    """What stays in memory while the extractions run one after the other: weights, shards, results not yet copied.
+    """What is in memory at once while the extractions run one after the other, and the fit from sums after the first.
 
     Args:
       config: of the blocks that are run.
-      sums: what streamed rows are summed up in.
+      sums: bytes on each device of what streamed rows are summed up in; 0 where states are stored.
+      fit: what a fit from the sums takes, with the weights still there.
 
     Returns:
       The host's, and each device's: 0 for devices that use the host's own memory (CPU).
     """
     item = np.dtype(DTYPES[dtype]).itemsize
-    weights = config.parameter_count() * item // (mesh.shape["fsdp"] * mesh.shape["model"])
+    kept = parameter_bytes(config, mesh.shape, dtype) + sums
     shards = steps = 0
     for extraction in extractions:
-        row = len(extraction.states) * extraction.width * item
-        for shard in extraction.plan.shards:
-            shards = max(shards, SHARDS_IN_MEMORY * len(shard.rows) * row)
-            steps = max(steps, (STEPS_IN_FLIGHT + 1) * shard.batches[0].wanted.size * row)
-    device = weights + sums.device + steps * share_count(mesh) // mesh.size
+        states, width = len(extraction.states), extraction.width
+        rows = max(len(shard.rows) for shard in extraction.plan.shards)
+        wanted = max(shard.batches[0].wanted.size for shard in extraction.plan.shards)
+        shards = max(shards, (STREAMED_SHARDS if sums else STORED_SHARDS) * rows * states * width * item)
+        results = (STEPS_IN_FLIGHT + 1) * wanted * states * width * item * share_count(mesh) // mesh.size
+        added = wave_size(states, rows, width, item, mesh.size, share_count(mesh)) if sums else 0
+        steps = max(steps, results + added + _temporary(extraction.plan, config, mesh, item))
     if mesh.devices.flat[0].platform == "cpu":
-        return Memory(shards + sums.host + device * len(mesh.local_devices), 0)
-    return Memory(shards + sums.host, device)
+        each = len(mesh.local_devices)
+        return Memory(kept * each + max(shards + steps * each, fit.host), 0)
+    return Memory(max(shards, fit.host), kept + max(steps, fit.device))
+
+
+def _temporary(plan: Plan, config: LlamaConfig, mesh: Mesh, itemsize: int) -> int:
+    """Bytes of each device that the largest step takes beside weights and results."""
+    on_cpu, fsdp = mesh.devices.flat[0].platform == "cpu", mesh.shape["fsdp"]
+    root = -(-len(plan.root) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+    each, item = devices_per_share(mesh), 4 if on_cpu else itemsize
+    blocks = [
+        block_bytes(config, bins // each, slots, keys_met(slots, root), mesh.shape, item)
+        for bins, slots in batch_shapes(plan)
+    ]
+    # XLA multiplies float32 on a CPU, and copies all blocks' weights before the first (over ``fsdp`` for their layout).
+    copied = config.layers * blocks[0].weights // fsdp if on_cpu and (fsdp > 1 or itemsize < 4) else 0
+    return copied + max(block.temporary for block in blocks)
 
 
 def check_memory(needed: Memory, mesh: Mesh) -> None:
     """Raises InputError where the host or a device has less free than is needed; where that can't be known, passes."""
     problems = []
+    remedy = "Use --dtype bfloat16, fewer --layers, or more devices."
+    if mesh.devices.flat[0].platform == "cpu":  # see `_temporary`
+        remedy = "Use --dtype float32 (bfloat16 takes more on a CPU), fewer --layers, or a larger machine."
     for what, size, free in (
         ("this machine", needed.host, free_memory()),
         ("a device", needed.device, _free_on_devices(mesh)),
     ):
         if free is not None and free < size:
             problems.append(
-                f"The run needs {size / 1e9:.2f} GB of memory and {what} has {free / 1e9:.2f} GB free. "
-                "Use --dtype bfloat16, fewer --layers, or more devices."
+                f"The run needs {size / 1e9:.2f} GB of memory and {what} has {free / 1e9:.2f} GB free. {remedy}"
             )
     if problems:
         raise InputError(*problems)

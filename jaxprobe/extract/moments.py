@@ -24,6 +24,15 @@ def moments_size(states: int, segments: int, width: int, targets: int, devices: 
     return 2 * 4 * -(-states // devices) * segments * width * sum_columns(width, targets)
 
 
+def wave_size(states: int, rows: int, width: int, itemsize: int, devices: int = 1, shares: int = 1) -> int:
+    """Bytes that shards of ``rows`` rows take on each device on their way to the sums.
+
+    The one that is added; and of several shares those of all, as each device sends and as it receives them.
+    """
+    shard = -(-states // devices) * rows * width * itemsize
+    return shard * (1 + 2 * shares) if shares > 1 else shard
+
+
 def sum_columns(width: int, targets: int) -> int:
     """Columns of one state's sums: x'x, x'y and x'1 side by side, filled up with zeros.
 

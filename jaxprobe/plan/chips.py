@@ -25,6 +25,15 @@ class Chip(NamedTuple):
     host_chips: int  # on one host
     source: str
 
+    @property
+    def usable_memory(self) -> float:
+        """What programs can have of the memory."""
+        return GPU_POOL * self.memory if self.platform == "gpu" else self.memory
+
+
+# JAX takes this much of a GPU's memory when it starts, unless XLA_CLIENT_MEM_FRACTION names another part.
+GPU_POOL = 0.75
+MOST_OF_A_GPU = 0.95  # what can be asked for: the driver and the libraries have the rest
 
 # A collective runs along one axis of a TPU's torus, over two of its 4 (v5p: 6) links.
 LINKS = "a collective uses one axis of a TPU's torus, or a GPU's NVLink one way"

@@ -6,7 +6,8 @@ Letters and mesh axes as in jaxprobe/mesh.py. Everything is of one chip.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxprobe.extract.cost import matrix_weights, slot_operations
+from jaxprobe.extract.cost import block_bytes, keys_met, matrix_weights, slot_operations
+from jaxprobe.extract.moments import moments_size
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.plan.hlo import Collective
 
@@ -34,19 +35,14 @@ class Count(NamedTuple):
 def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int) -> Count:
     """The forward of ``step.bins`` bins."""
     data, model = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1)
-    bins = step.bins // data
-    tokens, keys = bins * step.slots, step.root + step.slots
-    heads = config.kv_heads * config.queries_per_kv * config.head_width
-    products = tokens * slot_operations(config, keys) // model
-    weights = matrix_weights(config) * dtype_bytes // model
-    stream, inner = 4 * tokens * config.width, 4 * tokens * config.mlp_width // model
-    query, scores = 4 * tokens * heads // model, 4 * tokens * keys * heads // config.head_width // model
+    bins, keys = step.bins // data, keys_met(step.slots, step.root)
+    products = bins * step.slots * slot_operations(config, keys) // model
+    one = block_bytes(config, bins, step.slots, keys, mesh, dtype_bytes)
     outputs = step.states * bins * step.wanted * config.width * dtype_bytes // model
     # The stream is read and written about four times a block, each product's result twice.
-    traffic = config.layers * (weights + 8 * stream + 4 * inner + 4 * query + 4 * scores) + outputs
-    temporary = 3 * stream + 2 * inner + 3 * query + 2 * scores + (weights if mesh.get("fsdp", 1) > 1 else 0)
+    traffic = config.layers * (one.weights + 8 * one.stream + 4 * (one.inner + one.query + one.scores)) + outputs
     return Count(
-        config.layers * products, traffic, temporary, outputs, step_collectives(config, step, mesh, dtype_bytes)
+        config.layers * products, traffic, one.temporary, outputs, step_collectives(config, step, mesh, dtype_bytes)
     )
 
 
@@ -70,9 +66,10 @@ def count_moments(states: int, rows: int, segments: int, width: int, targets: in
     """Adding a shard of ``rows`` rows to the sums of its states; each row is in one segment."""
     layers = -(-states // chips)
     operations = 2.0 * layers * rows * width * (width + targets + 1)
-    sums = 2 * 4 * layers * segments * width * (width + targets + 1)
+    sums = moments_size(states, segments, width, targets, chips)
     shard = layers * rows * width * bytes_
-    return Count(operations, 3.0 * sums + 2 * shard, 4 * 2 * width**2 + shard, sums, ())
+    # Beside the shard four float32 matrices, as the compiler has it for TPUs.
+    return Count(operations, 3.0 * sums + 2 * shard, 4 * 4 * width**2 + shard, sums, ())
 
 
 def count_ridge(rows: int, width: int, targets: int, penalties: int) -> dict[str, float]:

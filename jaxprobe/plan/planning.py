@@ -15,8 +15,9 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.streaming import FOLDS, make_folds
+from jaxprobe.experiments.streaming import FOLDS, fit_memory, make_folds
 from jaxprobe.extract.forward import BINS_PER_DEVICE, ROOT_MULTIPLE, STEPS_IN_FLIGHT, choose_states
+from jaxprobe.extract.moments import wave_size
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
 from jaxprobe.files import as_path
@@ -37,6 +38,7 @@ from jaxprobe.probes.solve import RELATIVE_ALPHAS
 # Assumed, and said with every plan; none of it was measured on these chips.
 UTILISATION = 0.5  # of the chip's published peak
 STORE_BYTES = 1e9  # a second and host, to shared storage or a disk
+READINGS = 2  # of each stored state: to fit its probe, and to score it
 # A float64 eigendecomposition, times D^3: measured on two CPU cores at D = 576; on a GPU taken to be ten times as fast.
 EIGH_SECONDS = {"cpu": 1.3e-10, "gpu": 1.3e-11}
 _NOT_ITS_OWN = "the demo model (this model's own is not at hand; --tokenizer can name it)"
@@ -65,12 +67,14 @@ class RunPlan(NamedTuple):
     ridge: tuple[Program, ...]  # empty where it runs on the host, or was not compiled
     peak_stored: int
     peak_streamed: int
+    fit_streamed: int  # of it, or on TPUs of each host's memory: the fit of one state from sums
     stored: dict[str, float]  # part of a run -> seconds; "total"
     streamed: dict[str, float]
 
     @property
     def memory(self) -> float:
-        return self.machine.chip.memory * 1e9
+        """What programs can have of each chip."""
+        return self.machine.chip.usable_memory * 1e9
 
     @property
     def refused(self) -> list[str]:
@@ -115,7 +119,7 @@ def plan(
     """
     machine = parse_topology(topology)
     name, config, source = _find_shape(model)
-    chosen = choose_mesh(config, machine.count, int(machine.chip.memory * 1e9), choose_dtype(dtype))
+    chosen = choose_mesh(config, machine.count, int(machine.chip.usable_memory * 1e9), choose_dtype(dtype))
     sizes, reason = (parse_mesh(mesh), "as asked for") if mesh else chosen
     sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
     if math.prod(sizes.values()) != machine.count:
@@ -138,15 +142,13 @@ def plan(
     job = _Job(machine, sizes, config, choose_states(config, True, None, False), dtype, table, layout, step)
     forward, moments, ridge = _compile(job, devices, say) if on_tpu else _count(job)
     parameters = parameter_bytes(config, sizes, dtype)
-    waiting = STEPS_IN_FLIGHT * forward.outputs
     forward_s = steps_wanted * _seconds(forward, machine, dtype)
     return RunPlan(
         name, config, machine, sizes, reason, dtype, own, table.name, found_prompt.name, len(table),
         layout.distinct_prefixes, step, steps_wanted, on_tpu, parameters, forward, moments, ridge,
-        peak_stored=max(forward.peak + waiting, *(program.peak for program in ridge), 0),
-        peak_streamed=max(
-            forward.peak + waiting + moments.outputs, parameters + waiting + forward.outputs + moments.peak
-        ),
+        peak_stored=max(forward.peak + STEPS_IN_FLIGHT * forward.outputs, *(program.peak for program in ridge), 0),
+        peak_streamed=_streamed_peak(job, parameters, forward, moments, shares),
+        fit_streamed=_streamed_fit(job),
         stored=_stored_seconds(job, forward_s),
         streamed=_streamed_seconds(job, forward_s, moments),
     )  # fmt: skip
@@ -219,7 +221,7 @@ def _compile(job: _Job, devices: list[jax.Device], say: Callable[[str], None]) -
     width, states = job.config.width, len(job.states)
     say("Compiling the forward step.")
     forward = forward_program(job.config, job.states, job.step, make_mesh(job.mesh, devices), job.dtype)
-    say("Compiling the moments step.")
+    say("Compiling the sums of --no-store.")
     rows, folds = [shard.rows for shard in job.layout.shards], list(make_folds(job.table).values())
     moments = moments_program(states, width, rows, folds, job.targets, devices, job.dtype)
     say("Compiling the ridge.")
@@ -234,14 +236,35 @@ def _count(job: _Job) -> _Programs:
     step = count_step(job.config, job.step, job.mesh, job.itemsize)
     sums = count_moments(len(job.states), rows, FOLDS, width, job.targets, chips, job.itemsize)
     parameters = parameter_bytes(job.config, job.mesh, job.dtype)
-    # The sums are updated in place.
-    return _counted("forward step", step, parameters, 0), _counted("moments step", sums, sums.outputs, sums.outputs), ()
+    in_place = sums.outputs
+    return (
+        _counted("forward step", step, parameters, 0),
+        _counted("sums (--no-store)", sums, sums.outputs, in_place),
+        (),
+    )
 
 
 def _counted(name: str, count: Count, arguments: int, in_place: int) -> Program:
     peak = arguments + count.temporary + count.outputs - in_place
     sizes = arguments, count.outputs, count.temporary, peak
     return Program(name, *sizes, count.operations, count.traffic, count.collectives, 0.0)
+
+
+def _streamed_peak(job: _Job, parameters: int, forward: Program, moments: Program, shares: int) -> int:
+    """The largest of: a step of the forward; a step of the sums while the next forward begins; on GPUs a fit."""
+    results = (STEPS_IN_FLIGHT + 1) * forward.outputs
+    rows = max(len(shard.rows) for shard in job.layout.shards)
+    sizes = len(job.states), rows, job.config.width, job.itemsize, job.machine.count
+    exchanged = wave_size(*sizes, shares) - wave_size(*sizes)  # what is added is an argument of the moments step
+    return max(
+        forward.peak - forward.outputs + results + moments.outputs,
+        parameters + results + moments.peak + exchanged,
+        parameters + moments.outputs + (_streamed_fit(job) if job.machine.chip.platform == "gpu" else 0),
+    )
+
+
+def _streamed_fit(job: _Job) -> int:
+    return fit_memory(FOLDS, job.config.width, job.targets)
 
 
 def _seconds(program: Program, machine: Machine, dtype: str) -> float:
@@ -253,7 +276,7 @@ def _seconds(program: Program, machine: Machine, dtype: str) -> float:
 
 
 def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
-    """The forward while states are written behind it; then they are read, and probes fitted."""
+    """The forward while states are written behind it; then they are read, and probes fitted and scored."""
     machine, width, rows, states = job.machine, job.config.width, job.training_rows, len(job.states)
     moved = len(job.table) * states * width * job.itemsize / (STORE_BYTES * machine.hosts)
     on_gpu = machine.chip.platform == "gpu"
@@ -263,15 +286,15 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
     else:
         one = sum(count_ridge(rows, width, job.targets, len(RELATIVE_ALPHAS)).values())
         fit = -(-states // machine.count) * one / (UTILISATION * machine.chip.float32 * 1e12)
-    parts = {"forward": forward_s, "writing": moved, "reading": moved, "ridge": fit}
-    return parts | {"total": max(forward_s, moved) + moved + fit}
+    parts = {"forward": forward_s, "writing": moved, "reading": READINGS * moved, "ridge": fit}
+    return parts | {"total": max(forward_s, moved) + parts["reading"] + fit}
 
 
 def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
-    """The forward, a step of the moments for each shard, and float64 probes on the hosts."""
+    """The forward, a step of the sums for each shard, and float64 probes: on the hosts, or one GPU of each."""
     sums = len(job.layout.shards) * _seconds(moments, job.machine, "float32")
     each = (FOLDS + 1) * _eigh_seconds(job.machine) * job.config.width**3
-    parts = {"forward": forward_s, "moments": sums, "ridge": -(-len(job.states) // job.machine.hosts) * each}
+    parts = {"forward": forward_s, "sums": sums, "ridge": -(-len(job.states) // job.machine.hosts) * each}
     return parts | {"total": sum(parts.values())}
 
 

@@ -68,7 +68,7 @@ def moments_program(
     x = _shaped((layers, rows, width), DTYPES[dtype], mesh, layer)
     shift = _shaped((layers, width), jnp.float32, mesh, layer)
     y = jax.ShapeDtypeStruct((rows, targets), jnp.float32)
-    return _compile("moments step", compiled_add(mesh), sums, x, shift, y, members(shard_rows, segments)[0])
+    return _compile("sums (--no-store)", compiled_add(mesh), sums, x, shift, y, members(shard_rows, segments)[0])
 
 
 def ridge_programs(

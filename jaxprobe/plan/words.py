@@ -1,11 +1,13 @@
 """A plan in words and a table, and as JSON values."""
 
+import math
 from collections import Counter
 from typing import Any
 
+from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.mesh import mesh_text
-from jaxprobe.plan.chips import LINKS
-from jaxprobe.plan.planning import EIGH_SECONDS, STORE_BYTES, UTILISATION, RunPlan
+from jaxprobe.plan.chips import GPU_POOL, LINKS, MOST_OF_A_GPU
+from jaxprobe.plan.planning import EIGH_SECONDS, READINGS, STORE_BYTES, UTILISATION, RunPlan
 from jaxprobe.plan.programs import Program
 from jaxprobe.progress import in_words
 
@@ -21,10 +23,12 @@ def describe(plan: RunPlan) -> list[str]:
     return [
         f"Model {plan.model}: {config.layers} layers, width {config.width}, {config.parameter_count() / 1e9:.2f} G "
         f"parameters, {plan.dtype}.",
-        f"Machine {plan.machine.topology}: {plan.machine.count} x {chip.name}, {chip.memory} GB each. {compiled}",
+        f"Machine {plan.machine.topology}: {plan.machine.count} x {chip.name}, {chip.memory} GB each"
+        + (f", of which JAX takes {chip.usable_memory:.0f}" if chip.usable_memory < chip.memory else "")
+        + f". {compiled}",
         f"Mesh {mesh_text(plan.mesh)}: {plan.mesh_reason}.",
         f"Table {plan.table}, prompt {plan.prompt}: {plan.entities:,} entities, {plan.distinct_prefixes:,} distinct "
-        f"prefixes; {plan.steps:,.0f} steps of {step.bins} bins x {step.slots} slots.",
+        f"prefixes; {plan.steps:,.0f} step{'' if plan.steps == 1 else 's'} of {step.bins} bins x {step.slots} slots.",
         f"Tokens were counted with the tokenizer of {plan.tokenizer}.",
     ]
 
@@ -48,23 +52,37 @@ def program_rows(plan: RunPlan) -> list[tuple[str, ...]]:
 
 def conclusions(plan: RunPlan) -> list[str]:
     """Memory and time of the whole run, and what they rest on."""
-    chip = plan.machine.chip
     lines = [f"Parameters: {plan.parameters / 1e9:.2f} GB on each chip."]
     for stored, peak, seconds in ((True, plan.peak_stored, plan.stored), (False, plan.peak_streamed, plan.streamed)):
         fits = plan.fits(stored)
         name = "States stored" if stored else "States not stored (--no-store)"
         if not fits and plan.refused:
-            lines.append(f"{name}: does NOT fit.")
+            lines.append(f"{name}: does NOT fit. Name a larger --topology.")
             continue
         parts = ", ".join(f"{part} {in_words(value)}" for part, value in seconds.items() if part != "total")
         lines.append(
-            f"{name}: peak {peak / 1e9:.2f} of {chip.memory} GB, {'fits' if fits else 'does NOT fit'}; "
-            f"{in_words(seconds['total'])} ({parts})."
+            f"{name}: peak {peak / 1e9:.2f} of {plan.memory / 1e9:.0f} GB, "
+            f"{'fits' if fits else _remedy(plan, stored, peak)}; {in_words(seconds['total'])} ({parts})."
         )
+    lines.append(
+        f"A run's peak has the results of {STEPS_IN_FLIGHT + 1} steps at once; with --no-store also the sums, and "
+        f"{plan.fit_streamed / 1e9:.2f} GB "
+        + ("of each host's memory, not the chip's," if plan.machine.chip.platform == "tpu" else "of one GPU")
+        + " for the fit of a state."
+    )
     if plan.compiled and not plan.ridge:
         lines.append("Probes run on the hosts, in float64: there are fewer training rows than twice the width.")
     lines += [f"The compiler: {text}" for text in plan.refused]
     return [*lines, "Assumed, not measured on this machine:", *(f"- {line}" for line in assumptions(plan))]
+
+
+def _remedy(plan: RunPlan, stored: bool, peak: int) -> str:
+    on_gpu, needed = plan.machine.chip.platform == "gpu", math.ceil(100 * peak / (plan.machine.chip.memory * 1e9)) / 100
+    if on_gpu and needed <= MOST_OF_A_GPU:
+        return f"does NOT fit (it does with the variable XLA_CLIENT_MEM_FRACTION={needed:.2f})"
+    if on_gpu and not stored and plan.fit_streamed > plan.memory:
+        return "does NOT fit (nor does the fit of a state, which is on one GPU, on more of them: store the states)"
+    return "does NOT fit (name a larger --topology)"
 
 
 def assumptions(plan: RunPlan) -> list[str]:
@@ -76,10 +94,15 @@ def assumptions(plan: RunPlan) -> list[str]:
         f"{plan.dtype}, {chip.float32:.0f} in float32) or at the speed of memory ({chip.memory_bandwidth:,} GB/s), "
         f"whichever is slower ({chip.source}).",
         f"Collectives come on top, at {chip.link_bandwidth} GB/s: {LINKS}. Nothing overlaps.",
-        f"States are written, and read again, at {STORE_BYTES / 1e9:.0f} GB/s a host ({plan.machine.hosts} here), "
-        "writing behind the forward.",
+        f"States are written behind the forward, and read {READINGS} times (to fit, to score), at "
+        f"{STORE_BYTES / 1e9:.0f} GB/s a host ({plan.machine.hosts} here).",
         "Probes in float64 (--no-store; fewer rows than twice the width; GPUs) take, for each eigendecomposition, "
         f"{EIGH_SECONDS['cpu']:.1e} s x width^3 on a host (measured on two cores), {EIGH_SECONDS['gpu']:.1e} on a GPU.",
+        *(
+            [f"JAX takes {GPU_POOL:.0%} of a GPU's memory; the variable XLA_CLIENT_MEM_FRACTION names another part."]
+            if chip.platform == "gpu"
+            else []
+        ),
         "Loading the weights and compiling are left out.",
     ]
 
@@ -91,7 +114,8 @@ def to_json(plan: RunPlan) -> dict[str, Any]:
     return kept | {
         "topology": plan.machine.topology,
         "chips": plan.machine.count,
-        "chip_memory": plan.memory,
+        "chip_memory": plan.machine.chip.memory * 1e9,
+        "usable_memory": plan.memory,
         "step": plan.step._asdict(),
         "forward": program(plan.forward),
         "moments": program(plan.moments),

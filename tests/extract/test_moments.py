@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprobe.extract.moments import MomentStream, moments_size
+from jaxprobe.extract.moments import MomentStream, _pick, moments_size, wave_size
 
 # The rounding of float32 products (6e-8), summed over a shard's rows, relative to the two columns' lengths.
 TOLERANCE = 1e-6
@@ -143,6 +143,19 @@ def test_moments_size():
     assert stream._sums.nbytes == moments_size(3, 1, rows[0].shape[-1], 2)
     # Llama-2 70B, five folds on 64 devices: 80 blocks and the embedding, two to a device.
     assert moments_size(81, 5, 8192, 2, devices=64) == 8 * 2 * 5 * 8192 * 8200  # 8,195 columns, in eights
+
+
+def test_wave_size():
+    x, y = make_rows(np.random.default_rng(0), layers=5, rows=40)
+    devices = np.array(jax.devices()).reshape(4, 2)
+    shards = [np.arange(24), np.arange(24, 40)]
+    stream = MomentStream(list("abcde"), 16, shards, {"all": np.arange(40)}, y, devices)
+    received = stream._exchange(x[:, :24])
+    added = _pick(stream._sharding)(received, 0)
+    assert wave_size(5, 24, 16, 4, 8) == added.addressable_shards[0].data.nbytes
+    # As much is sent as received.
+    on_a_device = 2 * received.addressable_shards[0].data.nbytes + added.addressable_shards[0].data.nbytes
+    assert wave_size(5, 24, 16, 4, 8, shares=2) == on_a_device
 
 
 def test_a_shard_must_be_whole():

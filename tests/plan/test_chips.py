@@ -9,6 +9,7 @@ def test_machines():
     assert (slice_.chip.name, slice_.count, slice_.hosts) == ("TPU v5p", 16, 4)
     gpus = parse_topology("h100:8")
     assert (gpus.chip.platform, gpus.count, gpus.hosts) == ("gpu", 8, 1)
+    assert (slice_.chip.usable_memory, gpus.chip.usable_memory) == (95, 60)
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:", "v5e:8x", "v9:2x2", "h100:0", "8"])

@@ -27,6 +27,9 @@ def products(jaxpr, times=1):
             left = equation.invars[0].aval.shape
             total += times * 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
         inner = times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
+        if equation.primitive.name == "cond":  # one branch for each platform
+            total += max(products(branch.jaxpr, times) for branch in equation.params["branches"])
+            continue
         for value in equation.params.values():
             for part in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(part, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):

@@ -1,16 +1,20 @@
 """Plans for machines that are not here: GPUs counted, TPU slices compiled (where libtpu can be installed)."""
 
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from jaxprobe.cli import main
+from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.layers import fit_probes
 from jaxprobe.models.published import find_published
 from jaxprobe.plan import words
 from jaxprobe.plan.counts import count_step
 from jaxprobe.plan.hlo import KINDS
-from jaxprobe.plan.planning import plan
+from jaxprobe.plan.planning import READINGS, plan
 
 ROWS = 3000  # of the cities: enough for several steps, and for probes in float32 on none of these widths
 
@@ -22,8 +26,8 @@ def gpus():
 
 def test_gpus_are_counted_and_said_to_be(gpus):
     lines = "\n".join(words.describe(gpus) + words.conclusions(gpus))
-    assert "Counted from shapes alone" in lines and "8 x NVIDIA H100 SXM" in lines
-    assert "Mesh data=8: parameters take 13.21 GB" in lines
+    assert "Counted from shapes alone" in lines and "8 x NVIDIA H100 SXM, 80 GB each, of which JAX takes 60" in lines
+    assert "Mesh data=8: parameters take 13.21 GB, which leaves at least half of each device's 60 GB free" in lines
     assert "Tokens were counted with the tokenizer of the demo model" in lines
     assert "3,000 entities" in lines and "not measured on this machine" in lines
     assert gpus.fits(True) and gpus.fits(False) and not gpus.compiled
@@ -38,18 +42,47 @@ def test_times_follow_from_operations_and_bytes(gpus):
     assert gpus.stored["forward"] >= gpus.steps * products_s
     assert gpus.stored["forward"] == pytest.approx(gpus.steps * max(products_s, step.traffic / 3350e9))
     assert gpus.stored["writing"] == pytest.approx(ROWS * 33 * 4096 * 2 / 1e9)
+    assert gpus.stored["reading"] == 2 * gpus.stored["writing"]
     assert gpus.stored["total"] == pytest.approx(
         max(gpus.stored["forward"], gpus.stored["writing"]) + gpus.stored["reading"] + gpus.stored["ridge"]
     )
     assert gpus.streamed["total"] == pytest.approx(
-        gpus.streamed["forward"] + gpus.streamed["moments"] + gpus.streamed["ridge"]
+        gpus.streamed["forward"] + gpus.streamed["sums"] + gpus.streamed["ridge"]
     )
+
+
+def test_a_run_reads_each_stored_state_as_often_as_a_plan_says():
+    read = Counter()
+
+    class Activations(dict):
+        def __getitem__(self, state):
+            read[state] += 1
+            return super().__getitem__(state)
+
+    rng = np.random.default_rng(0)
+    states = Activations({name: rng.normal(size=(60, 4)).astype(np.float32) for name in ("embed", "0", "1")})
+    names, targets, test = tuple(map(str, range(60))), rng.normal(size=(60, 1)), np.arange(60) % 5 == 0
+    fit_probes(states, EntityTable("numbers", names, targets, ("year",), ("year",), test))
+    assert read["0"] == read["1"] == READINGS
+
+
+def test_a_gpu_has_room_for_the_sums_and_the_fit_in_what_jax_takes():
+    made = plan("llama-2-70b", "h100:8", "cities", limit=200)
+    assert made.memory == 60e9 and made.mesh == {"data": 1, "fsdp": 1, "model": 8}
+    # 11 of 81 states on a GPU, five folds, two float32 for each sum; a fit in float64 holds five copies of a state's.
+    folds_bytes = 8 * 5 * 8192 * (8192 + 3)
+    least = made.parameters + 11 * folds_bytes + 5 * folds_bytes
+    assert least < made.peak_streamed < 1.1 * least
+    assert made.fits(True) and not made.fits(False)
+    assert "does NOT fit (it does with the variable XLA_CLIENT_MEM_FRACTION=0.79)" in "\n".join(words.conclusions(made))
 
 
 def test_a_plan_that_does_not_fit_says_so():
     made = plan("llama-3.1-405b", "h100:8", "cities", limit=200)
     assert not made.fits(True)
-    assert "does NOT fit" in "\n".join(words.conclusions(made))
+    lines = "\n".join(words.conclusions(made))
+    assert "does NOT fit (name a larger --topology)" in lines  # stored
+    assert "on one GPU, on more of them: store the states" in lines  # 5 folds x 6 x 8 x 16384^2 bytes are above 60 GB
 
 
 def test_a_config_file_and_the_command_line(tmp_path, capsys):
