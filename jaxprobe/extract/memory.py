@@ -68,8 +68,9 @@ def _temporary(plan: Plan, config: LlamaConfig, mesh: Mesh, itemsize: int) -> in
         block_bytes(config, bins // each, slots, keys_met(slots, root), mesh.shape, item)
         for bins, slots in batch_shapes(plan)
     ]
-    # XLA multiplies float32 on a CPU, and copies all blocks' weights before the first (over ``fsdp`` for their layout).
-    copied = config.layers * blocks[0].weights // fsdp if on_cpu and (fsdp > 1 or itemsize < 4) else 0
+    # XLA copies all blocks' weights on a CPU before the first: bfloat16 as bits, and over ``fsdp`` for their layout.
+    copies = on_cpu and (fsdp > 1 or itemsize < 4)
+    copied = config.layers * blocks[0].weights * itemsize // item // fsdp if copies else 0
     return copied + max(block.temporary for block in blocks)
 
 
@@ -77,8 +78,8 @@ def check_memory(needed: Memory, mesh: Mesh) -> None:
     """Raises InputError where the host or a device has less free than is needed; where that can't be known, passes."""
     problems = []
     remedy = "Use --dtype bfloat16, fewer --layers, or more devices."
-    if mesh.devices.flat[0].platform == "cpu":  # see `_temporary`
-        remedy = "Use --dtype float32 (bfloat16 takes more on a CPU), fewer --layers, or a larger machine."
+    if mesh.devices.flat[0].platform == "cpu":  # where bfloat16 saves little, see `_temporary`
+        remedy = "Use fewer --layers, or a machine with more memory."
     for what, size, free in (
         ("this machine", needed.host, free_memory()),
         ("a device", needed.device, _free_on_devices(mesh)),
