@@ -426,7 +426,7 @@ def _say(line: str) -> None:
 
 
 def _tell(code: int, lines: Sequence[str]) -> None:
-    """Why the command ends; of several processes one tells it for all."""
+    """Why the command ends; of several processes that have met one tells it for all."""
     for line in lines:
         errors.print(("[bold red]Error:[/] " if code == UNUSABLE_INPUT else "") + escape(line))
     if as_json and code == UNUSABLE_INPUT:

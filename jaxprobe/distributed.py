@@ -277,7 +277,8 @@ def check_alike(fingerprints: Sequence[str]) -> None:
     if unlike:
         raise AgreedError(
             f"Process {', '.join(map(str, unlike))} has other settings, another table, model or mesh than process 0 "
-            f"({fingerprints[unlike[0]]}, not {fingerprints[0]}). Give all of them the same command and files."
+            f"({fingerprints[unlike[0]]}, not {fingerprints[0]}). Give all of them the same command and files, "
+            "and with devices of several sizes a --mesh."
         )
 
 

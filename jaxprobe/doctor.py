@@ -19,7 +19,7 @@ from jaxprobe.data.entities import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import Extraction, extract_states, plan_extraction
 from jaxprobe.extract.memory import free_memory
-from jaxprobe.files import is_local
+from jaxprobe.files import as_path, is_local
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import ModelFiles, open_model, read_weights
 from jaxprobe.models.source import DEMO_MODEL
@@ -116,7 +116,7 @@ def check_environment() -> Iterator[Check]:
     if "OPENBLAS_CORETYPE" in os.environ:
         yield Check("note", "environment", "OPENBLAS_CORETYPE is set, which can slow NumPy and scikit-learn down")
     folder = os.environ.get("JAXPROBE_DATA")
-    if folder and not Path(folder).is_dir():
+    if folder and not as_path(folder).is_dir():
         found = f"JAXPROBE_DATA names {_without_home(folder)}, which is no folder"
         yield Check("wrong", "environment", found, "Name the folder of the paper's tables, or unset it.")
 

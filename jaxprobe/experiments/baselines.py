@@ -76,3 +76,9 @@ def centre_groups(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     one_hot_sums = np.zeros((*values.shape[:-2], len(sizes), values.shape[-1]))
     np.add.at(one_hot_sums, (..., code, slice(None)), values)
     return values - (one_hot_sums / sizes[:, None])[..., code, :]
+
+
+def shares_its_group(labels: np.ndarray) -> np.ndarray:
+    """[N] whether another row has the same label; where no two rows do, all of them."""
+    _, code, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return (sizes[code] > 1) | (sizes.max() == 1)

@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.data.entities import EntityTable
-from jaxprobe.experiments.baselines import centre_groups, exchange_groups, predict_from_ngrams, predict_group_means
+from jaxprobe.experiments.baselines import (
+    centre_groups,
+    exchange_groups,
+    predict_from_ngrams,
+    predict_group_means,
+    shares_its_group,
+)
 from jaxprobe.experiments.probe import fit_probe, fitted_targets, in_target_units
 from jaxprobe.experiments.tables import require_states, score_metrics, tidy_scores
 from jaxprobe.probes.metrics import Interval, paired_difference, r2, score
@@ -112,11 +118,14 @@ def _by_group(table: EntityTable, state: str, predicted: np.ndarray, alpha: floa
     truth, predicted = table.targets[table.is_test], predicted[None]
     for group, labels in _groups(table):
         labels = labels[table.is_test]
-        inside = centre_groups(truth, labels), centre_groups(predicted, labels)
-        for control, pair in {"none": (truth, predicted), f"within_{group}": inside}.items():
-            # Group means are those of all test rows of the group, which a resample of whole groups leaves as they are.
-            found = score(*pair, groups=labels, seed=seed, metrics=("r2",))
-            yield tidy_scores(table, found, [state], alpha, control=control, resampled=group)
+        found = {"none": score(truth, predicted, groups=labels, seed=seed, metrics=("r2",))}
+        # Group means are those of all test rows of the group, which a resample of whole groups leaves as they are. A
+        # row that is alone in its group is 0 inside of it: it changes no score, and must not count as one group more.
+        rows = shares_its_group(labels)
+        inside = (centre_groups(x, labels)[..., rows, :] for x in (truth, predicted))
+        found[f"within_{group}"] = score(*inside, groups=labels[rows], seed=seed, metrics=("r2",))
+        for control, scores in found.items():
+            yield tidy_scores(table, scores, [state], alpha, control=control, resampled=group)
 
 
 def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -> Iterator:

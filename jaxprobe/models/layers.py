@@ -116,8 +116,3 @@ def _attend_to(
     # Dividing after the product divides H numbers a slot instead of R + S.
     mixed = project("BKGTS,BKSH->BKGTH", weights, values) / weights.sum(-1, keepdims=True)
     return jnp.moveaxis(mixed, 3, 1)
-
-
-def gated_unit(x: Float[Array, "B T D"], gate: Float[Array, "D F"], up: Float[Array, "D F"]) -> Float[Array, "B T F"]:
-    """The hidden layer of Llama's MLP: silu(gate x) * up x."""
-    return jax.nn.silu(project("BTD,DF->BTF", x, gate)) * project("BTD,DF->BTF", x, up)

@@ -22,7 +22,7 @@ from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
 from jaxprobe.files import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
-from jaxprobe.models.checkpoint import folder_config, open_checkpoint
+from jaxprobe.models.checkpoint import GGUFCheckpoint, folder_config
 from jaxprobe.models.config import LlamaConfig, from_hugging_face
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.load import DTYPES, choose_dtype
@@ -118,7 +118,7 @@ def plan(
       InputError: whatever can't be used.
     """
     machine = parse_topology(topology)
-    name, config, source = _find_shape(model)
+    name, config, source, checkpoint = _find_shape(model)
     chosen = choose_mesh(config, machine.count, int(machine.chip.usable_memory * 1e9), choose_dtype(dtype))
     sizes, reason = (parse_mesh(mesh), "as asked for") if mesh else chosen
     sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
@@ -128,7 +128,7 @@ def plan(
             "Use a mesh of all of them, or leave --mesh out."
         )
     config = fit_config(config, sizes, replicate_kv)
-    words, own = _tokenizer(source, tokenizer)
+    words, own = _tokenizer(source, tokenizer, checkpoint)
     table = load_table(dataset, data_dir=data_dir, limit=limit)
     found_prompt = find_prompt(table.name, prompt)
     tokens = tokenize(words, table.texts, found_prompt, max_length=config.context)
@@ -179,24 +179,27 @@ class _Job(NamedTuple):
         return int((~self.table.is_test).sum())
 
 
-def _find_shape(model: str) -> tuple[str, LlamaConfig, ModelSource | None]:
-    """(name, configuration, where a tokenizer may be)."""
+def _find_shape(model: str) -> tuple[str, LlamaConfig, ModelSource | None, GGUFCheckpoint | None]:
+    """(name, configuration, where a tokenizer may be, and the file that was parsed for it)."""
     published = find_published(model)
     if published:
-        return *published, None
+        return *published, None, None
     path = as_path(model).expanduser()
     if path.suffix == ".json" and path.is_file():
-        return path.stem, from_hugging_face(json.loads(path.read_text(encoding="utf-8"))), None
+        return path.stem, from_hugging_face(json.loads(path.read_text(encoding="utf-8"))), None, None
     source = find_model(model, weights=False)
     if source.is_gguf:
-        return source.name, open_checkpoint(source.path).config(), source
-    return source.name, folder_config(source.path), source
+        checkpoint = GGUFCheckpoint(source.path)
+        return source.name, checkpoint.config(), source, checkpoint
+    return source.name, folder_config(source.path), source, None
 
 
-def _tokenizer(source: ModelSource | None, tokenizer: str | None) -> tuple[PreTrainedTokenizerFast, str]:
+def _tokenizer(
+    source: ModelSource | None, tokenizer: str | None, checkpoint: GGUFCheckpoint | None
+) -> tuple[PreTrainedTokenizerFast, str]:
     """(tokenizer, whose it is)."""
     if tokenizer or source:
-        return load_tokenizer(source, tokenizer), tokenizer or source.name
+        return load_tokenizer(source, tokenizer, checkpoint), tokenizer or source.name
     return load_tokenizer(find_model(DEMO_MODEL)), _NOT_ITS_OWN
 
 

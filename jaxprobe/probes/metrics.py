@@ -23,8 +23,8 @@ class Interval(NamedTuple):
     """A score and its bootstrap interval; ``ci_low`` and ``ci_high`` are NaN where there is none.
 
     Over rows the ends are percentiles of the replicates. Over groups, which are few, the interval is the score and
-    Student's t times the replicates' standard deviation to either side, so an end may lie above an R2 of 1.
-    Replicates without a score (R2 of a resample whose target does not vary) are left out while they are few.
+    Student's t times the replicates' standard deviation to either side, so an end may lie above an R2 of 1 or below an
+    error of 0. Replicates without a score (R2 of a resample whose target does not vary) are left out while few.
     """
 
     value: np.ndarray
@@ -151,7 +151,7 @@ def _interval(value: np.ndarray, drawn: list[np.ndarray], level: float, groups: 
     """The interval of Interval's docstring, from replicates drawn over rows, or over so many groups.
 
     Percentiles over few groups lie too low: a group that is drawn twice does not vary about itself, so that the target
-    of a resample varies less than that of the rows. Student's t is exact for a mean over groups of one size.
+    of a resample varies less than that of the rows. Student's t is exact for means of one size that vary normally.
 
     Source: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 12; Hesterberg (2015), "What Teachers
       Should Know About the Bootstrap", for groups / (groups - 1), the factor by which the replicates vary too little.

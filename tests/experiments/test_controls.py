@@ -1,6 +1,7 @@
 """Controls against scikit-learn, brute force, and worlds whose answer is known."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,19 @@ def test_within_group_r2_and_its_interval_by_hand():
     # Two independent sets of resamples, whose standard deviations differ by some hundredths.
     expected = [row["value"] - half, row["value"] + half]
     np.testing.assert_allclose([row["ci_low"], row["ci_high"]], expected, atol=half / 8)
+
+
+def test_a_row_alone_in_its_group_is_not_one_group_more():
+    """25 groups, of which 5 have more than one test row: too few for an interval of what is inside of groups."""
+    rng = np.random.default_rng(10)
+    state, table = planted(rng, rows=400)
+    labels = rng.integers(5, size=400)
+    labels[table.is_test] = np.concatenate([np.arange(5, 25), np.arange(80) % 5])
+    table = replace(table, groups={"kind": letters(labels)})
+    frame = controls.run({"0": state}, table, "0")
+    whole = select(frame, control="none", metric="r2", target="mean", resampled="kind")
+    inside = select(frame, control="within_kind", metric="r2", target="mean")
+    assert np.isfinite(whole["ci_low"]) and np.isfinite(inside["value"]) and np.isnan(inside["ci_low"])
 
 
 def test_p_values_in_noise_are_as_often_small_as_they_say():
