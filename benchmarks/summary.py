@@ -17,7 +17,8 @@ def summarise(table: dict[str, Any], flops_per_token: int) -> None:
         entry["entities_per_s_samples"] = [table["entities"] / (entry["plan_s"] + estimate) for estimate in estimates]
         entry["entities_per_s"] = table["entities"] / (entry["plan_s"] + seconds)
         entry["slots_per_prefix"] = entry["slots"] / table["distinct_prefixes"]
-        executed = (flops_per_token + entry["extra_flops"]) * entry["slots"] / seconds / 1e9
+        work = (flops_per_token + entry["extra_flops"]) * entry["slots"] / 1e9
+        executed = work / seconds
         entry["executed_gflops"] = executed
         entry["useful_gflops"] = flops_per_token * table["distinct_prefixes"] / seconds / 1e9
         framework = "jax" if entry["engine"] == "jaxprobe" else "torch"
@@ -28,7 +29,7 @@ def summarise(table: dict[str, Any], flops_per_token: int) -> None:
             scans = [one["scan"] for one in measured]
             entry["scan_gflops"] = median(scans)
             # Round by round: each scan was measured just before the sample that it is compared with.
-            shares = [executed * seconds / estimate / scan for estimate, scan in zip(estimates, scans, strict=True)]
+            shares = (work / estimate / scan for estimate, scan in zip(estimates, scans, strict=True))
             entry["of_scan"] = median(shares)
     ours = {entry["dtype"]: entry for entry in table["engines"] if entry["engine"] == "jaxprobe"}
     for entry in table["engines"]:

@@ -47,6 +47,11 @@ def devices_per_share(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"] // share_count(mesh)
 
 
+def root_slots(tokens: np.ndarray) -> int:
+    """Slots of a compiled root for a shared prefix [R]."""
+    return -(-len(tokens) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+
+
 def choose_states(
     config: LlamaConfig, complete: bool, layers: Sequence[int] | None, final_norm: bool
 ) -> tuple[str, ...]:
@@ -170,7 +175,7 @@ def compiled_step(
 
 def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
     """Keys and values of the shared prefix, computed once; padded to a length that other prompts share."""
-    slots = -(-len(tokens) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+    slots = root_slots(tokens)
     copies = model.mesh.shape["data"] * model.mesh.shape["fsdp"]  # every device that shares the bins runs one
     padded = np.zeros((copies, slots), np.int32)
     padded[:, : len(tokens)] = tokens

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxprobe.errors import InputError
 from jaxprobe.extract.collect import Extraction
 from jaxprobe.extract.cost import block_bytes, keys_met
-from jaxprobe.extract.forward import ROOT_MULTIPLE, STEPS_IN_FLIGHT, devices_per_share
+from jaxprobe.extract.forward import STEPS_IN_FLIGHT, devices_per_share, root_slots
 from jaxprobe.extract.moments import wave_size
 from jaxprobe.extract.shares import share_count
 from jaxprobe.extract.trie import Plan, batch_shapes
@@ -62,7 +62,7 @@ def memory_needed(
 def _temporary(plan: Plan, config: LlamaConfig, mesh: Mesh, itemsize: int) -> int:
     """Bytes of each device that the largest step takes beside weights and results."""
     on_cpu, fsdp = mesh.devices.flat[0].platform == "cpu", mesh.shape["fsdp"]
-    root = -(-len(plan.root) // ROOT_MULTIPLE) * ROOT_MULTIPLE
+    root = root_slots(plan.root)
     each, item = devices_per_share(mesh), 4 if on_cpu else itemsize
     blocks = [
         block_bytes(config, bins // each, slots, keys_met(slots, root), mesh.shape, item)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxprobe.extract.cost import block_bytes, keys_met, matrix_weights, slot_operations
-from jaxprobe.extract.moments import moments_size
+from jaxprobe.extract.moments import moments_size, wave_size
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.plan.hlo import Collective
 
@@ -67,7 +67,7 @@ def count_moments(states: int, rows: int, segments: int, width: int, targets: in
     layers = -(-states // chips)
     operations = 2.0 * layers * rows * width * (width + targets + 1)
     sums = moments_size(states, segments, width, targets, chips)
-    shard = layers * rows * width * bytes_
+    shard = wave_size(states, rows, width, bytes_, chips)
     # Beside the shard four float32 matrices, as the compiler has it for TPUs.
     return Count(operations, 3.0 * sums + 2 * shard, 4 * 4 * width**2 + shard, sums, ())
 

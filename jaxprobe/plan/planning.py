@@ -16,7 +16,7 @@ from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.streaming import FOLDS, fit_memory, make_folds
-from jaxprobe.extract.forward import BINS_PER_DEVICE, ROOT_MULTIPLE, STEPS_IN_FLIGHT, choose_states
+from jaxprobe.extract.forward import BINS_PER_DEVICE, STEPS_IN_FLIGHT, choose_states, root_slots
 from jaxprobe.extract.moments import wave_size
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
@@ -207,13 +207,12 @@ def _steps(layout: Plan, config: LlamaConfig, mesh: dict[str, int], shares: int)
     """One step of all shares, and how many the table takes."""
     batch = layout.shards[0].batches[0]
     wanted = -(-batch.wanted.shape[1] // mesh["model"]) * mesh["model"]
-    root = -(-len(layout.root) // ROOT_MULTIPLE) * ROOT_MULTIPLE
     count = sum(
         next(one for one in row if one is not None).tokens.shape[1] / SLOTS
         for wave in waves(range(len(layout.shards)), shares)
         for row in steps([layout.shards[shard] for shard in wave], shares)
     )
-    return Step(shares * len(batch.tokens), SLOTS, root, wanted, config.layers + 1), count
+    return Step(shares * len(batch.tokens), SLOTS, root_slots(layout.root), wanted, config.layers + 1), count
 
 
 _Programs = tuple[Program, Program, tuple[Program, ...]]
