@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = ("map.png", "r2_by_layer.png")

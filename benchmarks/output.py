@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxprobe.files import replacing
+from jaxprobe.host.paths import replacing
 
 
 def say(line: str) -> None:

@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 
 from benchmarks.baselines.batches import PAPER_BATCH, in_file_order
+from jaxprobe.cost.chips import CHIPS
+from jaxprobe.cost.operations import matrix_weights
 from jaxprobe.data.catalog import list_datasets, load_table
 from jaxprobe.data.prompts import list_prompts
 from jaxprobe.data.tokens import tokenize
-from jaxprobe.extract.cost import matrix_weights
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.models.load import open_model
 from jaxprobe.models.published import find_published
-from jaxprobe.plan.chips import CHIPS
 
 MODELS = ("llama-2-7b", "llama-2-13b", "llama-2-70b")
 ASSUMED = (

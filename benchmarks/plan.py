@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 os.environ["JAX_PLATFORMS"] = "cpu"  # JAX would look for a TPU where libtpu is installed
 
 from benchmarks.output import write_result
+from jaxprobe.host.progress import in_words
 from jaxprobe.plan import words
 from jaxprobe.plan.planning import plan
-from jaxprobe.progress import in_words
 
 PLANS = (
     ("llama-2-7b", "v5e:2x4"),

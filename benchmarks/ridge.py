@@ -30,7 +30,7 @@ from benchmarks import machine
 from benchmarks.output import say, write_result
 from benchmarks.ridge_engines import ENGINES, ONE_LAYER
 from benchmarks.tables import ridge_table
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 
 ALPHAS = np.logspace(0.8, 4.1, 12)  # the paper's grid
 FOLDS = 5
@@ -125,7 +125,7 @@ def case_a(settings: Settings) -> tuple[np.ndarray, np.ndarray, str]:
     if settings.run is not None:
         import pandas as pd
 
-        from jaxprobe.extract.activations import open_activations
+        from jaxprobe.extract.store.reader import open_activations
 
         activations = open_activations(settings.run / "activations")
         entities = pd.read_parquet(settings.run / "entities.parquet").sort_values("row")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprobe.progress import peak_memory
+from jaxprobe.host.progress import peak_memory
 
 
 class Problem(NamedTuple):
@@ -114,7 +114,7 @@ def floor(problem: Problem, products: int, dtype: str = "float32") -> Callable[[
     import jax
     import jax.numpy as jnp
 
-    from jaxprobe.probes.spread import solving
+    from jaxprobe.probes.devices import solving
 
     wide = problem.x.shape[2] >= problem.x.shape[1]
     gram = jax.jit(lambda x: jnp.matmul(*((x, x.T) if wide else (x.T, x)), precision="highest"))

@@ -28,13 +28,13 @@ from benchmarks import machine
 from benchmarks.output import say, write_result
 from jaxprobe.data.catalog import load_table
 from jaxprobe.experiments.streaming import make_folds
-from jaxprobe.extract.activations import open_activations
-from jaxprobe.extract.collect import fill_store, open_store, plan_extraction, stream_states
-from jaxprobe.extract.store import ActivationStore
+from jaxprobe.extract.extraction import fill_store, open_store, plan_extraction, stream_states
+from jaxprobe.extract.store.reader import open_activations
+from jaxprobe.extract.store.writer import ActivationStore
 from jaxprobe.models.load import load_model
 from jaxprobe.probes.metrics import score
 from jaxprobe.probes.ridge import fit_states, predict_layer
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

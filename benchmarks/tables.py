@@ -18,9 +18,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
 
 from benchmarks.engines import ENGINES
-from jaxprobe.files import replacing
+from jaxprobe.host.paths import replacing
+from jaxprobe.host.progress import in_words
 from jaxprobe.mesh import mesh_text
-from jaxprobe.progress import in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

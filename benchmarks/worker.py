@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprobe.progress import peak_memory
+from jaxprobe.host.progress import peak_memory
 
 # Parts that a sample has at least (a shard of ours is as long as many batches), unless they take LONGEST times as long
 # as a sample should.
@@ -37,7 +37,7 @@ class Worker:
         import torch
 
         from benchmarks.baselines import hugging_face
-        from jaxprobe.models.source import find_model
+        from jaxprobe.models.files.source import find_model
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = hugging_face.load(find_model(self.model_name).path, getattr(torch, self.dtype), self.device)

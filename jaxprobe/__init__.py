@@ -6,20 +6,20 @@ from typing import Any
 # name -> where it lives; read on first use, so that `jaxprobe --help` does not wait for JAX.
 # Not `run` and `predict`: they would be hidden by the modules of that name once these are imported.
 _PUBLIC = {
-    "EntityTable": "jaxprobe.data.entities",
+    "EntityTable": "jaxprobe.data.table",
     "InputError": "jaxprobe.errors",
     "RidgeFit": "jaxprobe.probes.ridge",
-    "RunConfig": "jaxprobe.config",
-    "RunDirectory": "jaxprobe.rundir",
-    "extract_states": "jaxprobe.extract.collect",
+    "RunConfig": "jaxprobe.settings",
+    "RunDirectory": "jaxprobe.results.folder",
+    "extract_states": "jaxprobe.extract.extraction",
     "fit_probes": "jaxprobe.experiments.layers",
     "fit_ridge": "jaxprobe.probes.ridge",
     "list_datasets": "jaxprobe.data.catalog",
     "load_model": "jaxprobe.models.load",
     "load_table": "jaxprobe.data.catalog",
-    "open_activations": "jaxprobe.extract.activations",
-    "predict_names": "jaxprobe.predict:predict",
-    "run_probes": "jaxprobe.run:run",
+    "open_activations": "jaxprobe.extract.store.reader",
+    "predict_names": "jaxprobe.runs.predict:predict",
+    "run_probes": "jaxprobe.runs.execute:run",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -1,5 +1,5 @@
 """``python -m jaxprobe`` is the command line."""
 
-from jaxprobe.cli import main
+from jaxprobe.cli.main import main
 
 main()

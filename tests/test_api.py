@@ -22,9 +22,9 @@ def test_public_names_are_typed_and_described(name):
 
 
 def test_public_names_stay_what_they_are_when_modules_are_imported():
-    """`jaxprobe.run` would be the module or the function, by what was imported before."""
+    """`jaxprobe.runs.execute` would be the module or the function, by what was imported before."""
     probe = (
-        "import jaxprobe, jaxprobe.cli, jaxprobe.paper, jaxprobe.predict, jaxprobe.doctor\n"
+        "import jaxprobe, jaxprobe.cli.main, jaxprobe.runs.paper, jaxprobe.runs.predict, jaxprobe.cli.doctor\n"
         "import types\n"
         "print([name for name in jaxprobe.__all__ if isinstance(getattr(jaxprobe, name), types.ModuleType)])"
     )

@@ -17,19 +17,19 @@ import pytest
 import safetensors.numpy
 
 from jaxprobe import open_activations
-from jaxprobe.cli import main
+from jaxprobe.cli.main import main
 from jaxprobe.data import fetch as fetch_module
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.fetch import fetch
 from jaxprobe.errors import InputError
-from jaxprobe.extract.activations import COMMITTED, DamagedError
-from jaxprobe.files import as_path, is_local, remove_folder, replacing
-from jaxprobe.models import checkpoint
-from jaxprobe.models.checkpoint import open_checkpoint, weights_digest
-from jaxprobe.models.source import find_model
-from jaxprobe.predict import predict
-from jaxprobe.run import run
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.extract.store.reader import COMMITTED, DamagedError
+from jaxprobe.host.paths import as_path, is_local, remove_folder, replacing
+from jaxprobe.models.files import checkpoint
+from jaxprobe.models.files.checkpoint import open_checkpoint, weights_digest
+from jaxprobe.models.files.source import find_model
+from jaxprobe.results.folder import RunDirectory
+from jaxprobe.runs.execute import run
+from jaxprobe.runs.predict import predict
 from tests.test_processes import (
     NAMES,
     SHARDS,

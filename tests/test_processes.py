@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxprobe.config import RunConfig
-from jaxprobe.distributed import check_alike, gather_rows, start
 from jaxprobe.errors import InputError
-from jaxprobe.extract import collect
-from jaxprobe.extract.activations import is_complete
-from jaxprobe.models.source import DEMO_MODEL
-from jaxprobe.run import run
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.extract import extraction as collect
+from jaxprobe.extract.store.reader import is_complete
+from jaxprobe.host.processes import check_alike, gather_rows, start
+from jaxprobe.models.files.source import DEMO_MODEL
+from jaxprobe.results.folder import RunDirectory
+from jaxprobe.runs.execute import run
+from jaxprobe.settings import RunConfig
 from tests.tiny_llama import save_model
 
 SHARD, SHARDS = 60, 12  # entities; in a run 4,096
@@ -38,10 +38,10 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 # The command line, with small shards, a slow disk, and a line for each shard that a process writes.
 PROGRAM = f"""
 import functools, sys, time
-from jaxprobe import distributed
-from jaxprobe.cli import main
-from jaxprobe.extract import collect
-from jaxprobe.extract.store import ActivationStore
+from jaxprobe.host import processes as distributed
+from jaxprobe.cli.main import main
+from jaxprobe.extract import extraction as collect
+from jaxprobe.extract.store.writer import ActivationStore
 
 def write(self, shard, states, write=ActivationStore.write):
     write(self, shard, states)

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from jaxprobe.config import RunConfig
 from jaxprobe.data.columns import read_frame, require_columns, strings
 from jaxprobe.data.countries import merge_countries, name_continents
-from jaxprobe.data.entities import EntityTable, make_table
 from jaxprobe.data.splits import with_block_split
+from jaxprobe.data.table import EntityTable, make_table
 from jaxprobe.data.timezones import merge_timezones
 from jaxprobe.errors import InputError
-from jaxprobe.files import AnyPath, as_path
+from jaxprobe.host.paths import AnyPath, as_path
+from jaxprobe.settings import RunConfig
 
 BLOCKS = "blocks"  # as a split: cells of a grid
 CITIES = 10_000

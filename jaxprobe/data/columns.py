@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import AnyPath, local_copy
+from jaxprobe.host.paths import AnyPath, local_copy
 
 EXAMPLES = 3
 # How a column of degrees may be called, and what it is.

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import AnyPath, as_path, replacing
+from jaxprobe.host.paths import AnyPath, as_path, replacing
 
 COMMIT = "a572f162948ee185e9c842eb5fa15e23aad3d218"
 SOURCE = f"https://raw.githubusercontent.com/wesg52/world-models/{COMMIT}/data/entity_datasets"

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.sphere import nearest_km
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 
 

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.sphere import nearest_km
 from jaxprobe.data.splits import spatial_blocks
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.proximity import proximity_error
 from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
+from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.probes.metrics import Interval, paired_difference, resample_counts, score
-from jaxprobe.progress import Progress, default_progress
 
 LARGEST = 20  # the paper's number of countries
 FITS = ("nominal", "held_out", "difference")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.tables import tidy_scores
 from jaxprobe.probes.metrics import paired_difference, score

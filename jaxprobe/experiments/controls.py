@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.experiments.baselines import (
     centre_groups,
     exchange_groups,

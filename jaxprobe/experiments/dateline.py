@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.tables import require_states, tidy_scores

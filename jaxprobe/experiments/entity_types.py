@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.experiments.probe import Probe, fit_probe
 from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_beside, tidy_scores
 

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
-from jaxprobe.display import html_table, scores_in_words
-from jaxprobe.distributed import gather_rows, share
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.probe import fitted_targets, in_target_units
 from jaxprobe.experiments.tables import tidy_scores
+from jaxprobe.host.processes import gather_rows, share
+from jaxprobe.host.progress import Progress, default_progress
+from jaxprobe.html import html_table, scores_in_words
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
 from jaxprobe.probes.ridge import RidgeFit, fit_states, predict_layer
-from jaxprobe.progress import Progress, default_progress
 
 
 class LayerProbes(NamedTuple):

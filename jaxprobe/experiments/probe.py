@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.sphere import places_of, unit_vectors
+from jaxprobe.data.table import EntityTable
 from jaxprobe.probes.ridge import RidgeFit, fit_ridge, predict_layer
 
 

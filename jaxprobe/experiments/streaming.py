@@ -7,21 +7,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxprobe.data.entities import EntityTable
-from jaxprobe.distributed import gather_rows
+from jaxprobe.cost.memory import Memory
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.layers import LayerProbes, score_probes
-from jaxprobe.extract.collect import Extraction, stream_moments, stream_states
+from jaxprobe.extract.extraction import Extraction, stream_moments, stream_states
 from jaxprobe.extract.forward import ShardStates
-from jaxprobe.extract.memory import Memory
-from jaxprobe.extract.moments import MomentStream, moments_size
+from jaxprobe.extract.sums import MomentStream, moments_size
+from jaxprobe.host.processes import gather_rows
+from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.models.load import LanguageModel
+from jaxprobe.probes.devices import on_tpu
 from jaxprobe.probes.folds import total
 from jaxprobe.probes.metrics import Interval
 from jaxprobe.probes.moments import Moments, centre
 from jaxprobe.probes.ridge import RidgeFit, fit_moments, predict_layer
-from jaxprobe.probes.spread import on_tpu
-from jaxprobe.progress import Progress, default_progress
 
 FOLDS = 5
 MAX_GROUPS = 32  # each takes a D x D matrix for every state

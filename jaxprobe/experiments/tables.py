@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.probes.metrics import Interval, paired_difference, score
 

@@ -15,8 +15,8 @@ from jaxprobe.extract.shares import Shares, find_shares, put_alike, put_bins, sh
 from jaxprobe.extract.trie import Batch, Plan
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.llama import Bins, Forward, Llama, Root, forward
 from jaxprobe.models.load import DTYPES, LanguageModel
+from jaxprobe.models.transformer import Bins, Forward, Llama, Root, forward
 
 # B bins for each device that shares the bins: enough rows to keep the matmuls at their full rate, and on a CPU no more,
 # since half a step is lost at the end of a shard.

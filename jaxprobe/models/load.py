@@ -8,17 +8,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from jaxprobe.display import html_table
 from jaxprobe.errors import InputError
+from jaxprobe.host.progress import Progress, default_progress
+from jaxprobe.html import html_table
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.checkpoint import Checkpoint, open_checkpoint
 from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.files.checkpoint import Checkpoint, open_checkpoint
+from jaxprobe.models.files.source import ModelSource, find_model
 from jaxprobe.models.fit import fit_config
-from jaxprobe.models.llama import Llama
-from jaxprobe.models.source import ModelSource, find_model
 from jaxprobe.models.tokenizer import load_tokenizer
+from jaxprobe.models.transformer import Llama
 from jaxprobe.models.weights import check_tensors, load_weights, tensor_count
-from jaxprobe.progress import Progress, default_progress
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxprobe.mesh import LEGEND, MESH_AXES, make_mesh, parse_mesh, spec
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.llama import BLOCK_AXES, MODEL_AXES
+from jaxprobe.models.transformer import BLOCK_AXES, MODEL_AXES
 
 # The other half is for activations, for states on their way to the host, and for sums over rows.
 PARAMETER_SHARE = 0.5

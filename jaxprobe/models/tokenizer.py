@@ -10,9 +10,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import as_path, is_address
-from jaxprobe.models.checkpoint import Checkpoint, open_checkpoint
-from jaxprobe.models.source import SMALL_FILES, ModelSource
+from jaxprobe.host.paths import as_path, is_address
+from jaxprobe.models.files.checkpoint import Checkpoint, open_checkpoint
+from jaxprobe.models.files.source import SMALL_FILES, ModelSource
 
 # tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
 _KNOWN_SPLITS = ("smollm", "llama-bpe")

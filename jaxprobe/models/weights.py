@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import spec
-from jaxprobe.models.checkpoint import Checkpoint
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.llama import BLOCK_AXES, KV_PARAMETERS, MODEL_AXES, Llama, abstract_llama
+from jaxprobe.models.files.checkpoint import Checkpoint
+from jaxprobe.models.transformer import BLOCK_AXES, KV_PARAMETERS, MODEL_AXES, Llama, abstract_llama
 
 
 class Weight(NamedTuple):

@@ -6,7 +6,8 @@ XLA writes a loop's body once, whatever its number of turns, and its cost analys
 import math
 import re
 from collections import defaultdict
-from typing import NamedTuple
+
+from jaxprobe.cost.counts import Collective
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
@@ -15,22 +16,6 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _COLLECTIVE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
-
-
-class Collective(NamedTuple):
-    """A collective operation of one chip."""
-
-    kind: str
-    size: int  # bytes of its result; of a reduce-scatter, of its operand
-    devices: int  # that take part
-    times: int  # that it runs in one call of the program
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a chip sends for all turns, by the ring algorithms."""
-        share = (self.devices - 1) / self.devices
-        moved = {"all-reduce": 2 * share, "collective-permute": 1.0, "all-to-all": share}.get(self.kind, share)
-        return self.times * self.size * moved
 
 
 def collectives(text: str) -> list[Collective]:

@@ -10,30 +10,30 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from jaxprobe.cost.chips import Machine, parse_topology, tpu_devices
+from jaxprobe.cost.counts import Count, Step, count_moments, count_ridge, count_step
 from jaxprobe.data.catalog import load_table
-from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.streaming import FOLDS, fit_memory, make_folds
 from jaxprobe.extract.forward import BINS_PER_DEVICE, STEPS_IN_FLIGHT, choose_states, root_slots
-from jaxprobe.extract.moments import wave_size
 from jaxprobe.extract.shares import share_count, steps, waves
+from jaxprobe.extract.sums import wave_size
 from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
-from jaxprobe.files import as_path
+from jaxprobe.host.paths import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
-from jaxprobe.models.checkpoint import GGUFCheckpoint, folder_config
 from jaxprobe.models.config import LlamaConfig, from_hugging_face
+from jaxprobe.models.files.checkpoint import GGUFCheckpoint, folder_config
+from jaxprobe.models.files.source import DEMO_MODEL, ModelSource, find_model
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.load import DTYPES, choose_dtype
 from jaxprobe.models.placement import choose_mesh, parameter_bytes
 from jaxprobe.models.published import find_published
-from jaxprobe.models.source import DEMO_MODEL, ModelSource, find_model
 from jaxprobe.models.tokenizer import load_tokenizer
-from jaxprobe.plan.chips import Machine, parse_topology, tpu_devices
-from jaxprobe.plan.counts import Count, Step, count_moments, count_ridge, count_step
 from jaxprobe.plan.programs import Program, forward_program, moments_program, ridge_programs
-from jaxprobe.probes.solve import RELATIVE_ALPHAS
+from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 # Assumed, and said with every plan; none of it was measured on these chips.
 UTILISATION = 0.5  # of the chip's published peak

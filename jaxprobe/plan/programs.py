@@ -11,18 +11,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxprobe.cost.counts import Step, count_ridge
 from jaxprobe.extract.forward import compiled_step
-from jaxprobe.extract.moments import compiled_add, layers_on, members, sum_columns
+from jaxprobe.extract.sums import compiled_add, layers_on, members, sum_columns
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.llama import Bins, Root, abstract_llama
 from jaxprobe.models.load import DTYPES
-from jaxprobe.plan.counts import Step, count_ridge
+from jaxprobe.models.transformer import Bins, Root, abstract_llama
 from jaxprobe.plan.hlo import Collective, collectives, turns
-from jaxprobe.probes import solve
-from jaxprobe.probes.factors import product_dtype
-from jaxprobe.probes.solve import RELATIVE_ALPHAS
-from jaxprobe.probes.spread import layers_at_once, on_tpu, over_layers
+from jaxprobe.probes import search as solve
+from jaxprobe.probes.devices import layers_at_once, on_tpu, over_layers
+from jaxprobe.probes.eigen import product_dtype
+from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 
 class Program(NamedTuple):

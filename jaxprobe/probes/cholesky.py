@@ -11,7 +11,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from jaxprobe.probes.factors import (
+from jaxprobe.probes.eigen import (
     centred_kernel,
     centred_product,
     constant_share,

@@ -6,8 +6,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprobe.probes import factors
-from jaxprobe.probes.factors import Factors, factor_moments, product_dtype
+from jaxprobe.probes import eigen as factors
+from jaxprobe.probes.eigen import Factors, factor_moments, product_dtype
 from jaxprobe.probes.groups import Groups
 from jaxprobe.probes.moments import Moments, centre, combine, moments_of, pilot_mean, product
 

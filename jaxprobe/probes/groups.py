@@ -15,7 +15,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes.factors import Factors, centred_product, constant_share, in_sample_space
+from jaxprobe.probes.eigen import Factors, centred_product, constant_share, in_sample_space
 from jaxprobe.probes.moments import ROWS, product
 
 

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes.solve import check_targets
+from jaxprobe.probes.search import check_targets
 
 
 class MlpParams(NamedTuple):

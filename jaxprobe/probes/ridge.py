@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxprobe.display import html_table
 from jaxprobe.errors import InputError
-from jaxprobe.probes import factors, solve
+from jaxprobe.html import html_table
+from jaxprobe.probes import eigen as factors
+from jaxprobe.probes import search as solve
+from jaxprobe.probes.devices import batches, gather, solving
 from jaxprobe.probes.moments import Moments, product, shifted
-from jaxprobe.probes.spread import batches, gather, solving
 
 # Arrays of some layers -> the same arrays of all layers.
 Join = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

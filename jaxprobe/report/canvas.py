@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from jaxprobe.files import AnyPath, replacing
+from jaxprobe.host.paths import AnyPath, replacing
 
 INK, MUTED, FAINT = "#1B1F24", "#5B6470", "#C9CED6"
 PNG_DPI = 200

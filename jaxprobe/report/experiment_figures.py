@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxprobe.files import AnyPath
+from jaxprobe.host.paths import AnyPath
 from jaxprobe.report.canvas import FAINT, area, house_style, save, write_title
 from jaxprobe.report.controls import describe_control
 from jaxprobe.report.dot_figure import LOWEST_R2, draw_dots

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxprobe.files import AnyPath
+from jaxprobe.host.paths import AnyPath
 from jaxprobe.report.canvas import (
     FAINT,
     INK,

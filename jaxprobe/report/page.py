@@ -9,13 +9,13 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from jaxprobe.errors import InputError
-from jaxprobe.files import AnyPath, as_path, replacing
+from jaxprobe.host.paths import AnyPath, as_path, replacing
 from jaxprobe.report import sections
 from jaxprobe.report.controls import control_table
 from jaxprobe.report.figures import write_figures
 from jaxprobe.report.payload import encode_runs
 from jaxprobe.report.results import RunResults, load_results
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 
 ASSETS = Path(__file__).with_name("assets")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.errors import InputError
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 
 PLACE_TARGETS = ("latitude", "longitude")
 

@@ -8,7 +8,7 @@ import pytest
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.tokens import show_tokens, tokenize
-from jaxprobe.models.source import find_model
+from jaxprobe.models.files.source import find_model
 from jaxprobe.models.tokenizer import load_tokenizer
 
 DATA = os.environ.get("JAXPROBE_DATA")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprobe.data.catalog import load_table
-from jaxprobe.data.entities import EntityTable
 from jaxprobe.data.sphere import nearest_km
 from jaxprobe.data.splits import spatial_blocks, split_blocks, with_block_split
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 
 DATA = os.environ.get("JAXPROBE_DATA")

@@ -6,10 +6,10 @@ import scipy.stats
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.layers import entity_frame, fit_probes, prediction_frame
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 
 
 def make_world(rows=240, width=12, seed=0):

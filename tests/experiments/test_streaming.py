@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.streaming import make_folds, stream_probes
-from jaxprobe.extract.collect import extract_states, plan_extraction, split_extraction, stream_moments
+from jaxprobe.extract.extraction import extract_states, plan_extraction, split_extraction, stream_moments
 from jaxprobe.extract.forward import compiled_step, run_plan
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.load import load_model

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.data.table import EntityTable
 
 
 def make_table(targets, groups=None, is_test=None, texts=None, places=False):

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxprobe.extract.store import ActivationStore
+from jaxprobe.extract.store.writer import ActivationStore
 
 
 class Stored(NamedTuple):

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.activations import open_activations
+from jaxprobe.extract.store.reader import open_activations
 
 
 @pytest.fixture

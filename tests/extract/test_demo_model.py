@@ -6,11 +6,11 @@ import pytest
 import torch
 import transformers
 
-from jaxprobe.data.entities import EntityTable
-from jaxprobe.extract.collect import extract_states
+from jaxprobe.data.table import EntityTable
+from jaxprobe.extract.extraction import extract_states
 from jaxprobe.mesh import make_mesh
+from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import load_model
-from jaxprobe.models.source import find_model
 from tests.extract.test_forward import theirs
 from tests.tiny_llama import assert_same_states
 

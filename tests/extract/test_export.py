@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.export import export_activations
+from jaxprobe.extract.store.export import export_activations
 
 
 def test_npy_files(tmp_path, stored_in_each_dtype):

@@ -11,9 +11,9 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import choose_states, run_plan
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.checkpoint import open_checkpoint
+from jaxprobe.models.files.checkpoint import open_checkpoint
+from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import ModelFiles, fit_mesh, read_weights
-from jaxprobe.models.source import find_model
 from jaxprobe.models.weights import check_tensors
 from tests.tiny_llama import assert_same_states, reference, save_llama
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.activations import DamagedError, open_activations
-from jaxprobe.extract.store import check_space, size_on_disk
+from jaxprobe.extract.store.reader import DamagedError, open_activations
+from jaxprobe.extract.store.writer import check_space, size_on_disk
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ def test_only_one_process_writes(tmp_path, stored):
     with stored.open(tmp_path):
         with pytest.raises(InputError, match="Another process is writing"):
             stored.open(tmp_path)
-        code = "import sys; from jaxprobe.extract.store import _take_lock; from pathlib import Path; "
+        code = "import sys; from jaxprobe.extract.store.writer import _take_lock; from pathlib import Path; "
         code += "_take_lock(Path(sys.argv[1]), True)"
         other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
         assert "Another process is writing" in other.stderr

@@ -14,9 +14,9 @@ import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.checkpoint import open_checkpoint
+from jaxprobe.models.files.checkpoint import open_checkpoint
 from jaxprobe.models.fit import fit_config
-from jaxprobe.models.llama import BLOCK_AXES, random_llama
+from jaxprobe.models.transformer import BLOCK_AXES, random_llama
 from jaxprobe.models.weights import _set_layer, load_weights
 from tests.tiny_llama import save_llama
 
@@ -93,9 +93,9 @@ os.environ["XLA_FLAGS"], os.environ["JAX_PLATFORMS"] = "--xla_force_host_platfor
 from pathlib import Path
 import jax, numpy, safetensors
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.checkpoint import open_checkpoint
+from jaxprobe.models.files.checkpoint import open_checkpoint
 from jaxprobe.models.weights import load_weights
-from jaxprobe.progress import peak_memory
+from jaxprobe.host.progress import peak_memory
 folder, mesh = Path(sys.argv[1]), make_mesh(parse_mesh(sys.argv[2]))
 for device in jax.devices():
     jax.device_put(numpy.zeros(1), device)

@@ -17,7 +17,7 @@ COMMIT = "c0ffee" + 34 * "0"
 FIND = """
 import json, sys
 from jaxprobe.errors import InputError
-from jaxprobe.models.source import find_model
+from jaxprobe.models.files.source import find_model
 try:
     source = find_model(sys.argv[1], weights=sys.argv[2] == "weights")
 except InputError as error:

@@ -7,8 +7,8 @@ import gguf
 import pytest
 
 from jaxprobe.errors import InputError
+from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import open_model
-from jaxprobe.models.source import find_model
 from jaxprobe.models.tokenizer import load_tokenizer
 from tests.models.test_weights import write_gguf
 from tests.tiny_llama import save_llama, save_tokenizer
@@ -88,7 +88,7 @@ def test_a_gguf_tokenizer_needs_no_pytorch():
         "        if name.partition('.')[0] == 'torch':\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Without())\n"
-        "from jaxprobe.models.source import find_model\n"
+        "from jaxprobe.models.files.source import find_model\n"
         "from jaxprobe.models.tokenizer import load_tokenizer\n"
         "assert load_tokenizer(find_model('demo')).bos_token_id == 1\n"
     )

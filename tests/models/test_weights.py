@@ -10,9 +10,9 @@ from gguf.quants import quantize
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.checkpoint import open_checkpoint, weights_digest
-from jaxprobe.models.llama import BLOCK_AXES
-from jaxprobe.models.source import find_model
+from jaxprobe.models.files.checkpoint import open_checkpoint, weights_digest
+from jaxprobe.models.files.source import find_model
+from jaxprobe.models.transformer import BLOCK_AXES
 from jaxprobe.models.weights import check_tensors, load_weights
 from tests.tiny_llama import reference, save_llama
 

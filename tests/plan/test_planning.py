@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxprobe.cli import main
-from jaxprobe.data.entities import EntityTable
+from jaxprobe.cli.main import main
+from jaxprobe.cost.counts import count_step
+from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.layers import fit_probes
 from jaxprobe.models.published import find_published
 from jaxprobe.plan import words
-from jaxprobe.plan.counts import count_step
 from jaxprobe.plan.hlo import KINDS
 from jaxprobe.plan.planning import READINGS, plan
 

@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes import spread
+from jaxprobe.probes import devices as spread
 from jaxprobe.probes.moments import Moments, add, moments_of
 from jaxprobe.probes.ridge import fit_moments, fit_ridge
 

@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from jaxprobe.probes.path import leave_group_out
+
 from jaxprobe.probes.ridge import fit_ridge, predict
-from jaxprobe.probes.solve import CONDITION_LIMIT
+from jaxprobe.probes.search import CONDITION_LIMIT
 
 # A new shape compiles anew, so shapes are drawn from a few: fewer rows than dimensions, as many, more.
 SHAPES = st.sampled_from([(2, 1), (3, 2), (8, 7), (10, 25), (40, 6)])

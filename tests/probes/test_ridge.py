@@ -5,10 +5,10 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes import factors
+from jaxprobe.probes import eigen as factors
+from jaxprobe.probes.devices import layer_mesh, over_layers
 from jaxprobe.probes.ridge import fit_ridge, fit_states, predict, predict_layer
-from jaxprobe.probes.solve import RELATIVE_ALPHAS
-from jaxprobe.probes.spread import layer_mesh, over_layers
+from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 # Float32 products round at 6e-8 and some hundred of them add up (the project promises 1e-4).
 FLOAT32 = 1e-5

@@ -8,10 +8,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprobe.plan.chips import parse_topology, tpu_devices
-from jaxprobe.probes import cholesky, factors
-from jaxprobe.probes.solve import place
-from jaxprobe.probes.spread import over_layers
+from jaxprobe.cost.chips import parse_topology, tpu_devices
+from jaxprobe.probes import cholesky
+from jaxprobe.probes import eigen as factors
+from jaxprobe.probes.devices import over_layers
+from jaxprobe.probes.search import place
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxprobe.rundir import RunDirectory
+from jaxprobe.results.folder import RunDirectory
 from tests.report.invented import QUALITY, city_entities, work_entities, write_run
 
 

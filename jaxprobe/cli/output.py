@@ -1,0 +1,113 @@
+"""What a command leaves on stdout: tables for people, or with --json one object for scripts."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from jaxprobe.host.paths import AnyPath
+from jaxprobe.html import scores_by_layer, scores_in_words
+from jaxprobe.results.folder import RunDirectory
+
+if TYPE_CHECKING:
+    from jaxprobe.cli.doctor import Check
+    from jaxprobe.plan.planning import RunPlan
+
+
+class Output:
+    """Prints a command's result: ``as_json`` says for whom, ``width`` how wide tables may be (None: the terminal's)."""
+
+    def __init__(self, as_json: bool, width: int | None):
+        self.as_json = as_json
+        self._console = Console(highlight=False, width=width)
+
+    def frame(self, frame: pd.DataFrame, title: str, **about: Any) -> None:
+        """Every row and column; numbers to four digits for people, in full for scripts. ``about`` goes to scripts."""
+        if self.as_json:
+            return self._object({**about, "title": title, "rows": _records(frame)})
+        table = Table(*map(escape, frame), title=escape(title))
+        for row in frame.itertuples(index=False):
+            table.add_row(*(escape(f"{cell:,.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+        self._console.print(table)
+
+    def run(self, directory: RunDirectory) -> None:
+        """A finished run: test scores by layer with the headline layer marked; for scripts where its files are too."""
+        scores, config = directory.read_scores(), directory.read_config()
+        result = config["result"]
+        names = {name: scores[name].iloc[0] for name in ("model", "dataset", "prompt")}
+        headline = result["headline_layer"]
+        if self.as_json:
+            by_layer = scores_by_layer(scores)
+            chosen = _records(by_layer[by_layer["layer"] == headline])[0]
+            return self._object(
+                {
+                    "run": str(directory.path),
+                    "report": str(directory.report_path),
+                    "scores": str(directory.scores_csv_path),
+                    **names,
+                    "fingerprint": config["fingerprint"],
+                    "headline": chosen | {"chosen_by": result["chosen_by"]},
+                    "seconds": result["seconds"],
+                    "peak_memory_bytes": result["peak_memory_bytes"],
+                }
+            )
+        heads, rows, marked = scores_in_words(scores, headline)
+        table = Table(
+            *heads,
+            title=escape("{model}, {dataset}, prompt {prompt}: test scores".format(**names)),
+            caption=f"embed: what the last token alone tells. *: chosen by {result['chosen_by']} on the training rows.",
+        )
+        for number, row in enumerate(rows):
+            table.add_row(*map(escape, row), style="bold" if number == marked else None)
+        self._console.print(table)
+
+    def plan(self, plan: "RunPlan") -> None:
+        """What a run would take: of each program, and of the whole."""
+        from jaxprobe.plan import words
+
+        if self.as_json:
+            return self._object(words.to_json(plan))
+        lines = Console(highlight=False, soft_wrap=True)
+        for line in words.describe(plan):
+            lines.print(escape(line))
+        head, *rows = words.program_rows(plan)
+        table = Table(head[0], *(Column(name, justify="right") for name in head[1:]))
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+        for line in words.conclusions(plan):
+            lines.print(escape(line))
+
+    def checks(self, checks: "Iterable[Check]") -> bool:
+        """The lines of `jaxprobe doctor`, each as soon as it is known; whether nothing is wrong."""
+        seen = []
+        for check in checks:
+            seen.append(check)
+            if not self.as_json:
+                mark = "WRONG" if check.kind == "wrong" else check.kind
+                print(f"{mark:<6}{check.name:<13}{check.found}", flush=True)
+                if check.remedy:
+                    print(f"{'':<6}{'':<13}-> {check.remedy}", flush=True)
+        sound = all(check.kind != "wrong" for check in seen)
+        if self.as_json:
+            self._object({"sound": sound, "checks": [check._asdict() for check in seen]})
+        return sound
+
+    def files(self, paths: Sequence[AnyPath]) -> None:
+        """Files that were written, one a line."""
+        if self.as_json:
+            return self._object({"files": [str(path) for path in paths]})
+        for path in paths:
+            print(path)
+
+    def _object(self, value: dict[str, Any]) -> None:
+        print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """One object a row; null for what is not known or not finite."""
+    return json.loads(frame.to_json(orient="records", double_precision=15))

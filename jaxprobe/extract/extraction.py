@@ -1,0 +1,216 @@
+"""From a table and a model to hidden states: tokens, plan, and a store or memory to put them in."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.data.table import EntityTable
+from jaxprobe.data.tokens import Tokens, tokenize
+from jaxprobe.extract.forward import (
+    ShardStates,
+    bins_per_step,
+    choose_states,
+    compile_plan,
+    devices_per_share,
+    run_plan,
+)
+from jaxprobe.extract.shares import devices_by_share, find_shares
+from jaxprobe.extract.store.reader import open_activations
+from jaxprobe.extract.store.writer import ActivationStore, open_together
+from jaxprobe.extract.sums import MomentStream
+from jaxprobe.extract.trie import SLOTS, Plan, batch_shapes, plan_bins, with_one_width
+from jaxprobe.host.progress import Progress, default_progress
+from jaxprobe.models.files.checkpoint import weights_digest
+from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
+
+
+class Extraction(NamedTuple):
+    """What will be run for one table and prompt; made before any weights are read."""
+
+    texts: tuple[str, ...]
+    prompt: Prompt
+    tokens: Tokens
+    plan: Plan
+    states: tuple[str, ...]
+    width: int
+
+
+def plan_extraction(
+    files: ModelFiles,
+    table: EntityTable,
+    prompt: Prompt | str = "empty",
+    *,
+    mesh: Mesh,
+    layers: Sequence[int] | None = None,
+    final_norm: bool = False,
+    seed: int = 0,
+) -> Extraction:
+    """Tokenises the table and plans its bins.
+
+    Args:
+      files: the model, of which the tokenizer and the context are used.
+      prompt: a name that the data set has, or a template with ``{}``.
+      layers: blocks to keep; default: every one that is loaded.
+      final_norm: whether to keep the state after the final norm as well.
+      seed: of the ``random`` prompt's tokens.
+
+    Raises:
+      InputError: an unusable prompt, a text that is empty or longer than the context, a token or a layer that the
+        model does not have.
+    """
+    prompt = find_prompt(table.name, prompt) if isinstance(prompt, str) else prompt
+    states = choose_states(files.config, files.complete, layers, final_norm)
+    limits = {"max_length": files.config.context, "vocabulary": files.config.vocabulary}
+    tokens = tokenize(files.tokenizer, table.texts, prompt, **limits, seed=seed)
+    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
+    return Extraction(table.texts, prompt, tokens, plan, states, files.config.width)
+
+
+def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: Mesh) -> list[Extraction]:
+    """The extraction cut into parts of the table's rows, each with its own plan; one compiled program runs them all.
+
+    Args:
+      parts: table rows of each part, one or more.
+    """
+    tokens, plans = extraction.tokens, []
+    bins = extraction.plan.shards[0].batches[0].tokens.size // SLOTS  # a batch of longer bins has fewer
+    for rows in parts:
+        lengths = np.diff(tokens.starts)[rows]
+        ids = np.concatenate([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows])
+        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins, multiple=devices_per_share(mesh))
+        plans.append(plan._replace(shards=tuple(shard._replace(rows=rows[shard.rows]) for shard in plan.shards)))
+    return [extraction._replace(plan=plan) for plan in with_one_width(plans)]
+
+
+def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, Any]:
+    """All that the states' values depend on, and nothing of the hardware: the key of a store.
+
+    Not the model's name or path either, which its weights and constants stand for: a folder may move.
+    """
+    tokens = extraction.tokens
+    digest = hashlib.sha256(tokens.ids.tobytes() + tokens.starts.tobytes()).hexdigest()
+    return {
+        "weights_sha256": weights_digest(files.checkpoint),
+        "norm_epsilon": files.config.norm_epsilon,
+        # Their last digits may differ between machines that computed them.
+        "rope_frequencies": [float(f"{value:.9g}") for value in files.config.rope_frequencies],
+        "prompt": extraction.prompt.template,
+        "tokens_sha256": digest,
+    }
+
+
+def open_store(
+    path: str | PathLike, files: ModelFiles, extraction: Extraction, dtype: str, *, repair: bool = False
+) -> ActivationStore:
+    """The store for this extraction: new, or going on where one ended. All processes of a job open it together.
+
+    Raises InputError as `ActivationStore.open`, and where the processes don't see the same folder.
+    """
+    rows = [shard.rows for shard in extraction.plan.shards]
+    settings = extraction_settings(files, extraction)
+    source = {"model": files.source.name, "revision": files.source.revision}
+    return open_together(path, settings, rows, extraction.states, extraction.width, dtype, source=source, repair=repair)
+
+
+def fill_store(
+    store: ActivationStore, model: LanguageModel, extraction: Extraction, progress: Progress | None = None
+) -> None:
+    """Computes the shards that the store lacks; each is written as it is complete, by the process that computed it.
+
+    Returns when all of them are on disk, those of other processes too.
+    """
+    shares = find_shares(model.mesh)
+    for shard in stream_states(model, extraction, "extract", progress, store.missing):
+        if shard.index is not None and shares.writes(shard.index):
+            store.write(shard.index, shard.states)
+    store.wait_for_all()
+
+
+def stream_states(
+    model: LanguageModel,
+    extraction: Extraction,
+    task: str,
+    progress: Progress | None = None,
+    shards: Sequence[int] | None = None,
+) -> Iterator[ShardStates]:
+    """Computes shards (default: all) and hands out this process's; nothing is kept. ``task`` is for the progress."""
+    plan, progress = extraction.plan, progress or default_progress()
+    shards = range(len(plan.shards)) if shards is None else shards
+    count = len(batch_shapes(plan))
+    with progress.task("compile", count, "program" if count == 1 else "programs") as advance:
+        compile_plan(model, plan, extraction.states, advance)
+    with progress.task(task, sum(len(plan.shards[index].rows) for index in shards), "entities") as advance:
+        yield from run_plan(model, plan, extraction.states, shards, advance, extraction.texts)
+
+
+def stream_moments(
+    model: LanguageModel,
+    extraction: Extraction,
+    segments: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    progress: Progress | None = None,
+) -> MomentStream:
+    """Moments of the extraction's rows, added up on the devices while the forward runs.
+
+    Args:
+      segments: name -> table rows that are summed together (a fold).
+      targets: [N, C] of all table rows.
+    """
+    rows = [shard.rows for shard in extraction.plan.shards]
+    devices = devices_by_share(model.mesh)
+    stream = MomentStream(extraction.states, extraction.width, rows, segments, targets, devices)
+    for shard in stream_states(model, extraction, "extract", progress):
+        stream.add_wave(shard.wave, shard.values)
+    return stream
+
+
+def extract_states(
+    model: LanguageModel,
+    table: EntityTable,
+    prompt: Prompt | str = "empty",
+    *,
+    layers: Sequence[int] | None = None,
+    final_norm: bool = False,
+    seed: int = 0,
+    store: str | PathLike | None = None,
+    progress: Progress | None = None,
+) -> Mapping[str, np.ndarray]:
+    """The hidden state of every entity's last token, at every layer.
+
+    Args:
+      model: from `load_model`.
+      table: from `load_table`.
+      prompt: a name that the data set has, or a template such as ``"Where is {}"``.
+      layers: blocks to keep; default: all.
+      final_norm: whether to keep the state after the final norm as well.
+      seed: of the ``random`` prompt's tokens.
+      store: a folder to keep the states in; a start with the same settings goes on where it stopped. Default: memory.
+
+    Returns:
+      state name -> [N, D] in the table's row order and the model's dtype; names are ``embed``, ``0`` .. ``L-1`` (the
+      residual stream after each block) and ``final_norm``.
+
+    Raises:
+      InputError: input that can't be used (before anything is compiled), or a state that is not finite.
+    """
+    if store is None and jax.process_count() > 1:
+        raise InputError("Each of several processes would have some rows only. Name a store, a folder that all share.")
+    extraction = plan_extraction(
+        model.files, table, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, seed=seed
+    )
+    if store is not None:
+        with open_store(store, model.files, extraction, model.dtype) as opened:
+            if not opened.complete:
+                fill_store(opened, model, extraction, progress)
+        return open_activations(store)
+    found = {state: np.empty((len(table), extraction.width), DTYPES[model.dtype]) for state in extraction.states}
+    for shard in stream_states(model, extraction, "extract", progress):
+        for state, values in shard.states.items():
+            found[state][shard.rows] = values
+    return found

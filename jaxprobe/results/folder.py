@@ -1,0 +1,333 @@
+"""The files of a run, in one place: what they are called, what they hold, and how they are written.
+
+A run directory holds
+  config.json                 settings, versions, fingerprint and, once the run has ended, its result
+  activations/                the hidden states (an Orbax store; written by jaxprobe.extract)
+  probes.safetensors          the fitted probes
+  scores.parquet, scores.csv  one row for each model, dataset, prompt, layer, target, split and metric
+  controls.parquet            the headline layer beside its controls: the columns of scores, control and resampled
+  entities.parquet            the table as it was read: row, text, split, group_<name>, true_<target>
+  predictions.parquet         test rows at every layer: layer, row, predicted_<target>, and error_km for places
+  figures/, report.html       what people look at
+
+Every file is written under another name and then moved to its place, or in a bucket uploaded whole, so a reader (or an
+interrupted run) finds the old file or the new one, never half of one.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jaxprobe.errors import InputError
+from jaxprobe.host.paths import AnyPath, as_path, differences, local_copy, replacing
+from jaxprobe.html import html_table, scores_in_words
+
+SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
+SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
+CONTROL_KEYS = (*SCORE_KEYS, "control", "resampled")
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's folder, or its address in a bucket. Making the object touches no file; writing makes the folder.
+
+    Raises:
+      InputError: an address that can't be used.
+    """
+
+    path: AnyPath
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", as_path(self.path))
+
+    @property
+    def config_path(self) -> AnyPath:
+        """Settings, versions, fingerprint, and the result of a run that has ended."""
+        return self.path / "config.json"
+
+    @property
+    def activations_path(self) -> AnyPath:
+        """The folder of the activation store."""
+        return self.path / "activations"
+
+    @property
+    def probes_path(self) -> AnyPath:
+        """The fitted probes."""
+        return self.path / "probes.safetensors"
+
+    @property
+    def scores_path(self) -> AnyPath:
+        """The tidy score table; `scores.csv` beside it holds the same."""
+        return self.path / "scores.parquet"
+
+    @property
+    def scores_csv_path(self) -> AnyPath:
+        """The score table for a spreadsheet."""
+        return self.path / "scores.csv"
+
+    @property
+    def controls_path(self) -> AnyPath:
+        """The headline layer beside its controls."""
+        return self.path / "controls.parquet"
+
+    @property
+    def entities_path(self) -> AnyPath:
+        """The entity table with its true targets."""
+        return self.path / "entities.parquet"
+
+    @property
+    def predictions_path(self) -> AnyPath:
+        """Predictions for the test rows at every layer."""
+        return self.path / "predictions.parquet"
+
+    @property
+    def figures_path(self) -> AnyPath:
+        """The folder of PNG and SVG figures."""
+        return self.path / "figures"
+
+    @property
+    def report_path(self) -> AnyPath:
+        """The page to open in a browser."""
+        return self.path / "report.html"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run ended: config.json holds a result and no other file is missing."""
+        config = self.read_config() if self.config_path.is_file() else {}
+        files = [
+            self.probes_path,
+            self.scores_path,
+            self.scores_csv_path,
+            self.entities_path,
+            self.predictions_path,
+            self.report_path,
+        ]
+        if config.get("settings", {}).get("store", True):
+            files.append(self.controls_path)  # made from stored states
+        return "result" in config and all(file.is_file() for file in files)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the figures and the test scores of a finished run."""
+        if not self.is_complete:
+            return html_table(["run", ""], [(self.path, "not finished")])
+        heads, rows, marked = scores_in_words(self.read_scores(), self.read_config()["result"]["headline_layer"])
+        pictures = "".join(
+            f'<img alt="" style="max-width:100%" src="data:image/png;base64,{b64encode(file.read_bytes()).decode()}">'
+            for file in sorted(self.figures_path.glob("*.png"))
+        )
+        return pictures + html_table(heads, rows, f"Test scores. Report: {self.report_path}", marked)
+
+    def check_owner(self, config: Mapping[str, Any]) -> None:
+        """Refuse a folder that belongs to something else; an empty, absent or own folder passes.
+
+        Args:
+          config: what this run would write, with "fingerprint" and "settings".
+        Raises:
+          InputError: the folder holds a run with another fingerprint (each differing setting is shown, found against
+            wanted), or files but no config.json.
+        """
+        if not self.config_path.is_file():
+            found = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+            found = [name for name in found if not name.startswith(".")]
+            if found:
+                raise InputError(
+                    f"{self.path} holds files but no config.json, so it is not a run of jaxprobe (found "
+                    f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}). Name an empty or a new folder."
+                )
+            return
+        existing = self.read_config()
+        if existing.get("fingerprint") == config["fingerprint"]:
+            return
+        lines = list(differences(existing.get("settings", {}), config.get("settings", {})))
+        lines = lines or [
+            f"  fingerprint: {existing.get('fingerprint')} there, {config['fingerprint']} wanted (settings are equal; "
+            "the weights, the table or the version of jaxprobe changed)"
+        ]
+        raise InputError(
+            f"{self.path} belongs to another run. Name another folder, or remove this one. What differs:\n"
+            + "\n".join(lines)
+        )
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json: "settings", "versions", "fingerprint" and, when the run has ended, "result"."""
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with replacing(self.config_path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def read_config(self) -> dict[str, Any]:
+        """Read config.json. Raises InputError where it is absent or is not a JSON object."""
+        _require_file(self.config_path)
+        try:
+            config = json.loads(self.config_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{self.config_path} is not valid JSON ({error}). Remove the folder and run again."
+            ) from None
+        if not isinstance(config, dict):
+            raise InputError(f"{self.config_path} holds a {type(config).__name__}, not a JSON object.")
+        return config
+
+    def read_result(self) -> dict[str, Any]:
+        """What config.json holds of a run that has ended. Raises InputError where it has not."""
+        config = self.read_config()
+        if "result" not in config:
+            again = f"jaxprobe run --config {self.config_path} --out {self.path}"
+            raise InputError(f"{self.path} is not finished. Go on with: {again}")
+        return config["result"]
+
+    def write_scores(self, scores: pd.DataFrame) -> None:
+        """Write scores.parquet and scores.csv: columns SCORE_KEYS (strings) and SCORE_VALUES (floats).
+
+        A value without an interval or a penalty has NaN in ci_low, ci_high or alpha.
+        """
+        _check_scores("scores", scores, SCORE_KEYS)
+        _write_parquet(scores, self.scores_path)
+        with replacing(self.scores_csv_path) as temporary:
+            scores.to_csv(temporary, index=False)
+
+    def read_scores(self) -> pd.DataFrame:
+        """Read and check scores.parquet."""
+        scores = _read_parquet(self.scores_path)
+        _check_scores("scores", scores, SCORE_KEYS)
+        return scores
+
+    def write_controls(self, controls: pd.DataFrame) -> None:
+        """Write controls.parquet: the columns of scores with two more strings, ``control`` and ``resampled``."""
+        _check_scores("controls", controls, CONTROL_KEYS)
+        _write_parquet(controls, self.controls_path)
+
+    def read_controls(self) -> pd.DataFrame:
+        """Read and check controls.parquet."""
+        controls = _read_parquet(self.controls_path)
+        _check_scores("controls", controls, CONTROL_KEYS)
+        return controls
+
+    def write_entities(self, entities: pd.DataFrame) -> None:
+        """Write entities.parquet: row (unique integer), text, split, group_<name> strings, true_<target> floats."""
+        _check_entities(entities)
+        _write_parquet(entities, self.entities_path)
+
+    def read_entities(self) -> pd.DataFrame:
+        """Read and check entities.parquet."""
+        entities = _read_parquet(self.entities_path)
+        _check_entities(entities)
+        return entities
+
+    def write_predictions(self, predictions: pd.DataFrame) -> None:
+        """Write predictions.parquet: layer, row, predicted_<target> floats and, for places, error_km."""
+        _check_predictions(predictions)
+        _write_parquet(predictions, self.predictions_path)
+
+    def read_predictions(self) -> pd.DataFrame:
+        """Read and check predictions.parquet."""
+        predictions = _read_parquet(self.predictions_path)
+        _check_predictions(predictions)
+        return predictions
+
+    def write_probes(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+        """Write probes.safetensors; metadata holds strings only, among them "headline_layer"."""
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        with replacing(self.probes_path) as temporary:
+            # Not save_file: it makes a file that only its owner can read.
+            temporary.write_bytes(save(contiguous, metadata=dict(metadata)))
+
+    def read_probes(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Read the arrays of probes.safetensors and its metadata."""
+        _require_file(self.probes_path)
+        try:
+            with local_copy(self.probes_path) as copy, safe_open(copy, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{self.probes_path} cannot be read ({error}). Fit the probes again.") from None
+
+
+def _write_parquet(frame: pd.DataFrame, path: AnyPath) -> None:
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def _read_parquet(path: AnyPath) -> pd.DataFrame:
+    _require_file(path)
+    try:
+        with local_copy(path) as copy:
+            return pd.read_parquet(copy)
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
+        raise InputError(f"{path} cannot be read as Parquet ({error}). Run again to write it anew.") from None
+
+
+def _require_file(path: AnyPath) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing, so {path.parent} is not a run, or the run has not got that far.")
+
+
+def _check_scores(table: str, scores: pd.DataFrame, keys: tuple[str, ...]) -> None:
+    columns = dict.fromkeys(keys, "string") | dict.fromkeys(SCORE_VALUES, "float")
+    problems = _column_problems(table, scores, columns)
+    problems += [f"{table}: unknown column {name!r}. Remove it." for name in scores.columns if name not in columns]
+    problems = problems or _split_problems(table, scores)
+    if not problems and (repeated := int(scores.duplicated(list(keys)).sum())):
+        problems.append(f"{table}: {repeated} rows repeat another row's {', '.join(keys)}. Keep one of each.")
+    _raise(problems)
+
+
+def _check_entities(entities: pd.DataFrame) -> None:
+    columns = {"row": "integer", "text": "string", "split": "string"}
+    columns |= {name: "string" for name in entities.columns if str(name).startswith("group_")}
+    columns |= {name: "float" for name in entities.columns if str(name).startswith("true_")}
+    problems = _column_problems("entities", entities, columns)
+    if "float" not in columns.values():
+        problems.append("entities: no column true_<target>, found " + ", ".join(map(str, entities.columns)) + ".")
+    problems = problems or _split_problems("entities", entities)
+    if not problems and (repeated := int(entities["row"].duplicated().sum())):
+        problems.append(f"entities: {repeated} values of row occur twice. Each entity has its own row number.")
+    _raise(problems)
+
+
+def _check_predictions(predictions: pd.DataFrame) -> None:
+    columns = {"layer": "string", "row": "integer"}
+    columns |= {name: "float" for name in predictions.columns if str(name).startswith("predicted_")}
+    columns |= {"error_km": "float"} if "error_km" in predictions.columns else {}
+    problems = _column_problems("predictions", predictions, columns)
+    if not any(name.startswith("predicted_") for name in columns):
+        found = ", ".join(map(str, predictions.columns))
+        problems.append(f"predictions: no column predicted_<target>, found {found}.")
+    if not problems and (repeated := int(predictions.duplicated(["layer", "row"]).sum())):
+        problems.append(f"predictions: {repeated} pairs of layer and row occur twice. Keep one of each.")
+    _raise(problems)
+
+
+def _column_problems(table: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> list[str]:
+    """What is wrong with the columns: missing, of another kind, or (strings and integers) with missing values."""
+    kinds = {"string": is_string_dtype, "float": is_float_dtype, "integer": is_integer_dtype}
+    missing = [name for name in columns if name not in frame.columns]
+    problems = []
+    if missing:
+        found = ", ".join(map(str, frame.columns)) or "none"
+        problems.append(f"{table}: missing column {', '.join(missing)} (found {found}).")
+    for name, kind in columns.items():
+        if name in missing:
+            continue
+        if not kinds[kind](frame[name]):
+            problems.append(f"{table}: column {name!r} holds {frame[name].dtype}, wanted {kind}.")
+        elif kind != "float" and (empty := int(frame[name].isna().sum())):
+            problems.append(f"{table}: column {name!r} has {empty} missing values; it needs one in every row.")
+    return problems
+
+
+def _split_problems(table: str, frame: pd.DataFrame) -> list[str]:
+    unknown = sorted(set(frame["split"]) - set(SPLITS))
+    return [f"{table}: split holds {', '.join(map(repr, unknown))}, wanted 'train' or 'test'."] if unknown else []
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise InputError(*problems)

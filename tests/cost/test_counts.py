@@ -1,0 +1,84 @@
+"""Counts from shapes against the traced program's own products."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxprobe.cost.counts import Step, count_ridge, count_step
+from jaxprobe.cost.operations import matrix_weights
+from jaxprobe.mesh import make_mesh
+from jaxprobe.models.published import find_published
+from jaxprobe.models.transformer import Bins, Root, abstract_llama, forward
+from jaxprobe.plan.hlo import Collective
+from jaxprobe.probes import cholesky
+
+STEP = Step(bins=4, slots=128, root=16, wanted=24, states=33)
+
+
+def products(jaxpr, times=1):
+    """Operations of all matrix products: two for each pair of numbers that meet; a scan's body as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += times * 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        inner = times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
+        if equation.primitive.name == "cond":  # one branch for each platform
+            total += max(products(branch.jaxpr, times) for branch in equation.params["branches"])
+            continue
+        for value in equation.params.values():
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
+                    total += products(getattr(part, "jaxpr", part), inner)
+    return total
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3.1-8b"])
+def test_operations_of_a_step_are_those_of_the_traced_forward(name):
+    _, config = find_published(name)
+    mesh = make_mesh({"data": 1})
+    graph, parameters = abstract_llama(config, mesh, jnp.bfloat16)
+    ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    bins = Bins(*(ints(STEP.bins, STEP.slots),) * 3, ints(STEP.bins, STEP.wanted))
+    keys = jax.ShapeDtypeStruct((config.layers, STEP.root, config.kv_heads, config.head_width), jnp.bfloat16)
+    run = lambda model, bins, root: forward(model, config, bins, root, mesh=mesh, sums_in_blocks=False)
+    traced = jax.make_jaxpr(run)(nnx.merge(graph, parameters), bins, Root(keys, keys, ints()))
+    counted = count_step(config, STEP, {}, 2)
+    assert counted.operations == products(traced.jaxpr)
+    assert counted.outputs == 2 * math.prod((STEP.states, STEP.bins, STEP.wanted, config.width))
+    assert counted.collectives == ()
+
+
+def test_a_mesh_shares_the_work():
+    _, config = find_published("llama-2-70b")
+    whole, mesh = count_step(config, STEP, {}, 2), {"data": 2, "fsdp": 2, "model": 8}
+    shared = count_step(config, STEP, mesh, 2)
+    assert shared.operations == whole.operations / 32 and shared.outputs == whole.outputs / 32
+    stream, block = 4 * 1 * 128 * 8192, matrix_weights(config) * 2 // 8
+    assert set(shared.collectives) == {
+        Collective("all-reduce", stream, 8, 160),
+        Collective("all-reduce", stream // 2, 8, 1),
+        Collective("all-gather", block, 2, 80),
+        Collective("all-to-all", stream // 2, 2, 1),
+    }
+
+
+def test_ridge_counts_are_those_of_the_traced_engine():
+    rows, width, targets, penalties = 4096, 512, 2, 12
+    with jax.enable_x64(True):
+        x, y = jnp.zeros((rows, width), jnp.float32), jnp.zeros((rows, targets))
+        factor = lambda x, y: cholesky.factor(x, y, "float32")
+        f = jax.eval_shape(factor, x, y)
+        leave_one_out = lambda f, x, y, alphas: cholesky.leave_one_out(f, x, y, alphas, dtype="float32")
+        normal, errors = (
+            products(jax.make_jaxpr(factor)(x, y).jaxpr),
+            products(jax.make_jaxpr(leave_one_out)(f, x, y, jnp.zeros(penalties)).jaxpr),
+        )
+    counted = count_ridge(rows, width, targets, penalties)
+    # Products with y are left out of the count, and roots are not matrix products in the trace.
+    assert counted["normal equations"] == pytest.approx(normal, rel=0.02)
+    assert counted["leave-one-out"] - penalties * width**3 * 4 / 3 == pytest.approx(errors, rel=0.02)

@@ -1,0 +1,314 @@
+"""Experiments, predictions and the paper's tables on whole runs of a tiny model, as a user calls them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+from jaxprobe.cli import main as cli
+from jaxprobe.errors import InputError
+from jaxprobe.experiments import blocks, controls
+from jaxprobe.experiments import registry as experiment
+from jaxprobe.extract.store.reader import open_activations
+from jaxprobe.host.progress import default_progress
+from jaxprobe.runs.execute import run
+from jaxprobe.runs.paper import PUBLISHED, load, plan_runs, run_all, run_paper
+from jaxprobe.runs.predict import conformal_width, predict
+from jaxprobe.settings import RunConfig
+from tests.tiny_llama import save_model
+
+NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
+SAME_PROBE = 1e-6  # fitted twice, from float32 states: sums in another order
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, NAMES)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Small tables with the columns of two of the paper's."""
+    folder, rng, count = tmp_path_factory.mktemp("tables"), np.random.default_rng(0), 80
+    common = {"is_test": [i % 4 == 0 for i in range(count)], "entity_type": [NAMES[i % 2] for i in range(count)]}
+    world = common | {
+        "name": [f"{NAMES[i % 10]} {i // 10}" for i in range(count)],
+        "latitude": rng.uniform(-60, 70, count),
+        "longitude": rng.uniform(-180, 180, count),
+        "country": [NAMES[(i + i // 4) % 4] for i in range(count)],
+    }
+    art = common | {
+        "creator": [NAMES[i // 2 % 5] for i in range(count)],
+        "title": [str(i) for i in range(count)],
+        "release_date": [f"{1950 + i % 40}-07-01" for i in range(count)],
+        "decade": [str(1950 + i % 40 // 10 * 10) for i in range(count)],
+    }
+    pd.DataFrame(world).to_csv(folder / "world_place.csv", index=False)
+    pd.DataFrame(art).to_csv(folder / "art.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(model, tables, tmp_path_factory):
+    """World places under two prompts, and works of art."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = [("world_place", "empty"), ("world_place", "coords"), ("art", "empty")]
+    return [
+        run(RunConfig(model, table, folder / f"{table}-{prompt}", prompt=prompt, data_dir=tables, mesh="data=1")).path
+        for table, prompt in settings
+    ]
+
+
+def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
+    world = runs[0]
+    cli.main(["experiment", "blocks", str(world), "--group", "country"])
+    written = pd.read_parquet(world / "experiments" / "blocks.parquet")
+    opened = experiment.open_run(world)
+    states = open_activations(world / "activations")
+    names = dict(model=opened.model, prompt="empty", seed=0)
+    expected = blocks.run(states, opened.table, opened.headline, "country", **names)
+    pd.testing.assert_frame_equal(written, expected)
+    csv = pd.read_csv(world / "experiments" / "blocks.csv")
+    np.testing.assert_allclose(csv["value"], expected["value"])
+    printed = capsys.readouterr()
+    assert "held_out" in printed.out and "without each country: 4 groups in " in printed.err
+
+
+def test_a_run_writes_the_controls_of_its_headline_layer(runs):
+    opened = experiment.open_run(runs[2])
+    written = opened.directory.read_controls()
+    names = dict(model=opened.model, prompt="empty")
+    pd.testing.assert_frame_equal(written, controls.run(opened.activations, opened.table, opened.headline, **names))
+    assert {"none", "ngrams", "permuted", "group_mean_decade", "within_creator"} <= set(written["control"])
+    # The probe's own row is the one in the scores.
+    score = opened.directory.read_scores().query("layer == @opened.headline and split == 'test' and metric == 'r2'")
+    ours = written.query("control == 'none' and resampled == 'rows' and metric == 'r2'")
+    np.testing.assert_allclose(ours["value"], score["value"], atol=SAME_PROBE)
+    np.testing.assert_allclose(ours["ci_low"], score["ci_low"], atol=SAME_PROBE)
+
+
+def test_every_experiment_runs_from_the_command_line(runs, capsys):
+    world, coords, art = map(str, runs)
+    for name, paths, column in (
+        ("layers", (world, coords, art), "depth"),
+        ("prompts", (world, coords), "train_prompt"),
+        ("entity-types", (world, art), "train_on"),
+        ("dateline", (world,), "target_form"),
+        ("controls", (art,), "control"),
+    ):
+        cli.main(["experiment", name, *paths])
+        assert column in capsys.readouterr().out
+    frame = pd.read_parquet(runs[0] / "experiments" / "layers.parquet")
+    assert frame.loc[frame["layer"] == "embed", "depth"].eq(0).all()
+    assert sorted(set(frame["depth"])) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    # The second prompt stands beside the first; works of art stand beside nothing.
+    beside = frame[~frame["compared_with"].isin(["", "embed"])]
+    assert set(beside["prompt"]) == {"coords"} and set(beside["resampled"]) >= {"rows", "country"}
+    folder = runs[0] / "experiments"
+    assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")}
+    assert {"layers", "prompts", "entity_types-1", "entity_types-2", "dateline"} <= {
+        p.stem for p in folder.glob("*.png")
+    }
+
+
+def test_depth_is_of_the_whole_model_whatever_was_read(model, tables, tmp_path):
+    read = run(RunConfig(model, "art", tmp_path / "run", data_dir=tables, mesh="data=1", layers=(0,))).path
+    frame = experiment.layers([read])
+    assert frame.loc[frame["layer"] == "0", "depth"].to_numpy() == pytest.approx(1 / 3)  # the model has three blocks
+
+
+def test_labels_to_hold_out_choose_their_columns(runs):
+    table = experiment.open_run(runs[0]).table
+    both = replace(table, groups=dict(table.groups) | {"half": np.where(np.arange(80) // 4 % 2, "Paris", "Atlantis")})
+    columns = experiment.usable_groups(both)
+    assert set(columns) >= {"country", "half"}
+    label = table.groups["country"][0]
+    assert experiment._columns_with(both, columns, ["Atlantis"]) == ("half",)
+    assert "country" in experiment._columns_with(both, columns, [label])
+    assert "No group of table world_place has 'Rio' (its groups: " in refused(
+        lambda: experiment.hold_out([runs[0]], held=["Rio"])
+    )
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trained(runs):
+    opened = experiment.open_run(runs[0])
+    random = experiment.random_states(opened.config, opened.table, "1")["1"]
+    assert random.shape == opened.activations["1"].shape and np.abs(random - opened.activations["1"]).max() > 0.01
+    frame = experiment.control([runs[0]], state="1", random_weights=True)
+    row = frame.query("control == 'random_weights' and metric == 'r2' and target == 'mean'").iloc[0]
+    test, targets = opened.table.is_test, opened.table.targets
+    probe = Ridge(row["alpha"]).fit(random[~test].astype(np.float64), targets[~test])
+    assert row["value"] == pytest.approx(r2_score(targets[test], probe.predict(random[test])), abs=1e-4)
+
+
+def test_predictions_for_test_rows_are_those_of_the_run(runs):
+    for path in (runs[1], runs[2]):
+        opened = experiment.open_run(path)
+        stored = opened.directory.read_predictions().query("layer == @opened.headline").iloc[:3]
+        texts = [opened.table.texts[row] for row in stored["row"]]
+        frame = predict(path, texts)
+        for target in opened.table.target_names:
+            # The states come from another batch, in float32.
+            np.testing.assert_allclose(frame[target], stored[f"predicted_{target}"], rtol=1e-4, atol=1e-3)
+        if opened.table.is_place:
+            errors = opened.directory.read_predictions().query("layer == @opened.headline")["error_km"]
+            assert frame["radius_km"].nunique() == 1
+            # 20 test rows: the 19th smallest of their errors.
+            assert frame["radius_km"][0] == pytest.approx(np.sort(errors)[18], rel=1e-5)
+        else:
+            half = (frame["release_date_high"] - frame["release_date_low"]) / 2
+            found = opened.directory.read_predictions().query("layer == @opened.headline")
+            errors = np.abs(found["predicted_release_date"] - opened.table.targets[found["row"], 0])
+            np.testing.assert_allclose(half, np.sort(errors)[18], rtol=1e-4)
+
+
+def test_unit_vectors_are_fitted_and_degrees_come_back(model, tables, tmp_path):
+    config = RunConfig(model, "world_place", tmp_path / "run", data_dir=tables, mesh="data=1", unit_vectors=True)
+    opened = experiment.open_run(run(config).path)
+    table, headline = opened.table, opened.headline
+    x, test = opened.activations[headline].astype(np.float64), table.is_test
+    latitude, longitude = np.radians(table.targets.T)
+    points = np.stack(
+        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
+    )
+    scores = opened.directory.read_scores().query("layer == @headline and split == 'test' and metric == 'r2'")
+    probe = Ridge(scores["alpha"].iloc[0]).fit(x[~test], points[~test])
+    east, north, up = probe.predict(x[test]).T
+    expected = np.degrees([np.arctan2(up, np.hypot(east, north)), np.arctan2(north, east)]).T
+    stored = opened.directory.read_predictions().query("layer == @headline")
+    np.testing.assert_allclose(stored[["predicted_latitude", "predicted_longitude"]], expected, rtol=1e-3, atol=0.02)
+    mean = scores.loc[scores["target"] == "mean", "value"].item()
+    assert mean == pytest.approx(r2_score(table.targets[test], expected), abs=1e-4)
+    # The controls and a prediction for a name are those of the same probe.
+    controlled = opened.directory.read_controls()
+    real = controlled.query("control == 'none' and resampled == 'rows' and metric == 'r2' and target == 'mean'")
+    assert real["value"].item() == pytest.approx(mean, abs=SAME_PROBE)
+    permuted = controlled.query("control == 'permuted' and metric == 'r2' and target == 'mean'")
+    assert permuted["value"].item() < 0.1
+    frame = predict(tmp_path / "run", [table.texts[row] for row in stored["row"][:3]])
+    np.testing.assert_allclose(frame[["latitude", "longitude"]], expected[:3], rtol=1e-3, atol=0.05)
+
+
+def test_intervals_hold_what_they_promise():
+    rng = np.random.default_rng(0)
+    errors = rng.standard_exponential((4000, 20))
+    inside = [errors[i, -1] <= conformal_width(errors[i, :-1]) for i in range(4000)]
+    # 19 errors: the 18th of them, so 90 % exactly; the bound is 4 deviations of a binomial.
+    assert abs(np.mean(inside) - 0.9) < 4 * np.sqrt(0.09 / 4000)
+    assert conformal_width(np.arange(9.0)) == 8 and np.isinf(conformal_width(np.arange(8.0)))
+
+
+def test_predict_prints_its_table(runs, capsys):
+    cli.main(["predict", str(runs[0]), "--text", "Oslo 3", "Lima"])
+    printed = capsys.readouterr().out
+    assert "Oslo 3" in printed and "radius_km" in printed and "90 %" in printed
+
+
+def test_the_papers_tables_stand_beside_the_papers_numbers(model, tables, tmp_path):
+    planned = [(config.dataset, config.prompt) for config in plan_runs(model, tmp_path, tables, (), None)]
+    assert planned == [("world_place", "empty"), ("world_place", "coords"), ("art", "empty"), ("art", "release")]
+    only_art, lines = tmp_path / "tables", []
+    only_art.mkdir()
+    (only_art / "art.csv").write_bytes((tables / "art.csv").read_bytes())
+    frame = run_paper(model, tmp_path / "paper", only_art, (), 60, lines.append)
+    assert list(frame["dataset"] + "/" + frame["prompt"]) == ["art/empty", "art/release"]
+    assert (frame["rows"] == 60).all() and list(frame["llama2_7b"]) == [0.788, 0.788]
+    for _, row in frame.iterrows():
+        scores = pd.read_parquet(tmp_path / "paper" / row["dataset"] / row["prompt"] / "scores.parquet")
+        wanted = dict(layer=row["layer"], split="test", metric="r2", target="mean")
+        for column, cell in wanted.items():
+            scores = scores[scores[column] == cell]
+        assert scores["value"].item() == pytest.approx(row["r2"], abs=SAME_PROBE)
+    tables_written = {path.stem for path in (tmp_path / "paper" / "experiments").glob("*.csv")}
+    assert tables_written == {"layers", "prompts", "blocks", "entity_types", "controls", "paper"}
+    assert "2 of 2 runs to do" in lines[0] and "What differs" in lines[-1]
+    # What is finished is not done again; random weights are a further control of the first prompt.
+    again = run_paper(model, tmp_path / "paper", only_art, (), 60, lines.append, random_weights=True)
+    assert any("0 of 2 runs to do" in line for line in lines)
+    assert list(again["random_weights"].isna()) == [False, True]
+    pd.testing.assert_frame_equal(again.drop(columns="random_weights"), frame)
+
+
+def test_the_papers_numbers_are_all_there():
+    assert len(PUBLISHED) == 6
+    # Every table's R2 grows with the model in the paper.
+    assert all(list(row) == sorted(row) for row in PUBLISHED.values())
+
+
+def test_paper_refuses_prompts_and_folders_without_tables(model, tables, tmp_path):
+    with pytest.raises(InputError, match="Prompt where is of none of the tables world_place, art"):
+        plan_runs(model, tmp_path, tables, ("coords", "where"), None)
+    assert [config.dataset for config in plan_runs(model, tmp_path, tables, ("coords",), None)] == ["world_place"]
+    with pytest.raises(InputError, match="None of the paper's tables"):
+        plan_runs(model, tmp_path, tmp_path, (), None)
+
+
+def refused(call):
+    with pytest.raises(InputError) as error:
+        call()
+    return str(error.value)
+
+
+def test_runs_that_cannot_be_used_are_refused_with_the_command_that_helps(runs, tmp_path):
+    world, _, art = runs
+    assert "Take runs that differ in the prompt only" in refused(lambda: experiment.transfer([world, art]))
+    assert "2 runs have prompt 'empty'" in refused(lambda: experiment.transfer([world, world]))
+    assert "config.json is missing, so" in refused(lambda: experiment.open_run(tmp_path))
+    assert "has no group 'kind'; it has country" in refused(lambda: experiment.hold_out([world], ("kind",)))
+    assert "No text to predict for" in refused(lambda: predict(world, [" "]))
+    config = json.loads((world / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = refused(lambda: experiment.open_run(tmp_path))
+    assert "has no stored states. Make them with: jaxprobe run --config" in message and "--store --out" in message
+    del config["result"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "is not finished. Go on with: jaxprobe run --config" in refused(lambda: experiment.open_run(tmp_path))
+
+
+@pytest.mark.parametrize("changed", ["latitude", "is_test"])
+def test_a_table_that_has_changed_is_refused(changed, runs, tables, tmp_path):
+    frame = pd.read_csv(tables / "world_place.csv")
+    if changed == "latitude":
+        frame.loc[1, "latitude"] += 1
+    else:
+        frame.loc[[0, 1], "is_test"] = frame.loc[[1, 0], "is_test"].to_numpy()
+    frame.to_csv(tmp_path / "world_place.csv", index=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in runs[0].iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "activations").mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["data_dir"] = str(tmp_path)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "is not the one" in refused(lambda: experiment.open_run(folder))
+
+
+def test_no_run_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["experiment", "blocks"])
+    assert stop.value.code == 2 and "No run to look at" in capsys.readouterr().err
+
+
+def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(model, tables, tmp_path, monkeypatch):
+    loaded, checked, asked = [], [], []
+    monkeypatch.setattr("jaxprobe.runs.paper.load", lambda *given: (loaded.append(1), load(*given))[1])
+    monkeypatch.setattr("jaxprobe.runs.execute.check_memory", lambda *given: checked.append(len(loaded)))
+    monkeypatch.setattr("jaxprobe.runs.paper.check_space", lambda path, size: asked.append(size))
+    configs = plan_runs(model, tmp_path, tables, ("empty",), None)
+    paths = run_all(configs, lambda line: None, default_progress())
+    # Each run before any weights are read, and then once more as they are: never with them in memory.
+    assert len(loaded) == 1 and checked == [0] * len(paths) + [1]
+    files = [file for path in paths for file in (path / "activations").rglob("*") if file.is_file()]
+    assert 0.9 < sum(file.stat().st_size for file in files) / asked[0] <= 1  # of small states most is around them
+    for path in paths:
+        (path / "scores.parquet").unlink()
+    run_all(configs, lambda line: None, default_progress())
+    assert len(loaded) == 1 and all((path / "scores.parquet").is_file() for path in paths)

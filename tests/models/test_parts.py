@@ -1,0 +1,45 @@
+"""The arithmetic of a block against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprobe.models.parts import attend, project
+
+# A sum of N float32 products is off by less than N times this of the sum of their sizes.
+ROUNDING = np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_exact_and_summed_in_float32(dtype):
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(2, 5, 48)), jnp.float32)
+    weight = jnp.asarray(generator.normal(size=(48, 7)), dtype)
+    rounded, exact = (np.asarray(a, np.float64) for a in (x.astype(dtype), weight))
+    found = jax.jit(lambda x, weight: project("BTD,DF->BTF", x, weight))(x, weight)
+    assert found.dtype == jnp.float32
+    sizes = np.abs(rounded) @ np.abs(exact)
+    assert (np.abs(found - rounded @ exact) <= 48 * ROUNDING * sizes).all()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 7])  # one, an even and an odd number
+def test_a_slot_attends_to_the_root_and_its_ancestors(slots):
+    """Slot t's parent is drawn from the slots before it; T need not divide in halves."""
+    generator = np.random.default_rng(slots)
+    bins, root, heads, group, width = 2, 3, 2, 2, 8
+    normal = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)
+    query, key, value = normal(bins, slots, heads, group, width), *(normal(bins, slots, heads, width) for _ in "kv")
+    root_key, root_value = normal(root, heads, width), normal(root, heads, width)
+    visible, root_visible = np.zeros((bins, slots, slots), bool), np.array([True, True, False])
+    for one in visible:
+        for slot in range(slots):
+            one[slot, slot] = True
+            if slot:
+                one[slot] |= one[generator.integers(slot)]
+    found = attend(query, key, value, jnp.asarray(visible), root_key, root_value, jnp.asarray(root_visible))
+    for b, t, k, g in np.ndindex(bins, slots, heads, group):
+        keys = np.concatenate([root_key[root_visible, k], key[b, visible[b, t], k]]).astype(np.float64)
+        values = np.concatenate([root_value[root_visible, k], value[b, visible[b, t], k]]).astype(np.float64)
+        weights = np.exp(keys @ np.asarray(query[b, t, k, g], np.float64) / np.sqrt(width))
+        np.testing.assert_allclose(found[b, t, k, g], weights @ values / weights.sum(), rtol=0, atol=1e-6)
