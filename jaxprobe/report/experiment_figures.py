@@ -9,11 +9,11 @@ from matplotlib.lines import Line2D
 
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.report.canvas import FAINT, area, house_style, save, write_title
-from jaxprobe.report.controls import describe_control
+from jaxprobe.report.control_section import describe_control
 from jaxprobe.report.dot_figure import LOWEST_R2, draw_dots
 from jaxprobe.report.maps import OKABE_ITO
 from jaxprobe.report.matrix_figure import draw_matrices
-from jaxprobe.report.words import layer_title
+from jaxprobe.report.phrases import layer_title
 
 RUN = ["model", "dataset", "prompt"]
 

@@ -19,8 +19,8 @@ from jaxprobe.report.canvas import (
     write_title,
 )
 from jaxprobe.report.map_figure import place_map
+from jaxprobe.report.phrases import count, describe_headline, layer_title, with_interval
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import count, describe_headline, layer_title, with_interval
 
 ACCENT, BASELINE = "#0072B2", "#D55E00"
 

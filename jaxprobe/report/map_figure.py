@@ -13,8 +13,8 @@ from matplotlib.path import Path
 
 from jaxprobe.report.canvas import FAINT, INK, MOST_VECTOR_POINTS, area, house_style, write_footer, write_title
 from jaxprobe.report.maps import Colouring, Extent, colour_by_group, extent_of, read_coastlines
+from jaxprobe.report.phrases import count, describe_headline, layer_title
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import count, describe_headline, layer_title
 
 LAND, SEA, COAST = "#F1EFEA", "#FFFFFF", "#A9B0B9"
 

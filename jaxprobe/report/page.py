@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, as_path, replacing
 from jaxprobe.report import sections
-from jaxprobe.report.controls import control_table
+from jaxprobe.report.control_section import control_table
 from jaxprobe.report.figures import write_figures
 from jaxprobe.report.payload import encode_runs
 from jaxprobe.report.results import RunResults, load_results

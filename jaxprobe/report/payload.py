@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.report.maps import colour_by_group, colour_values, extent_of, read_coastlines
+from jaxprobe.report.phrases import run_in_words
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import run_in_words
 
 # With two targets and an error, a prediction takes 8 bytes of page; so these are at most 5.6 MB.
 MOST_PREDICTIONS = 700_000

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprobe.report.controls import controls_in_words
+from jaxprobe.report.control_section import controls_in_words
+from jaxprobe.report.phrases import count, layer_title, prompt_in_words, run_in_words, with_interval, with_unit
 from jaxprobe.report.results import RunResults
-from jaxprobe.report.words import count, layer_title, prompt_in_words, run_in_words, with_interval, with_unit
 
 
 def opening(runs: Sequence[RunResults], title: str) -> str:

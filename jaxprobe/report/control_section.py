@@ -5,8 +5,8 @@ from html import escape
 
 import pandas as pd
 
+from jaxprobe.report.phrases import with_interval
 from jaxprobe.report.results import RunResults, Score
-from jaxprobe.report.words import with_interval
 
 
 def controls_in_words(results: RunResults) -> list[str]:
