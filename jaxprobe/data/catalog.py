@@ -17,7 +17,6 @@ from jaxprobe.data.table import EntityTable, make_table
 from jaxprobe.data.timezones import merge_timezones
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, as_path
-from jaxprobe.settings import RunConfig
 
 BLOCKS = "blocks"  # as a split: cells of a grid
 CITIES = 10_000
@@ -178,13 +177,6 @@ def load_table(
     if unit_vectors and not table.is_place:
         raise InputError(f"Table {table.name} has no latitude and longitude as targets; unit vectors need both.")
     return replace(table, unit_vectors=unit_vectors)
-
-
-def load_run_table(config: RunConfig) -> EntityTable:
-    """The table that a run's settings name. Raises InputError as `load_table`."""
-    names = ("text", "target", "split", "group", "data_dir", "limit", "seed")
-    names += ("cell_degrees", "buffer_km", "unit_vectors")
-    return load_table(config.dataset, **{name: getattr(config, name) for name in names})
 
 
 def _path_of_own(dataset: str) -> AnyPath:

@@ -1,12 +1,12 @@
 """Experiments on finished runs: opens their folders, calls one experiment, and writes its table beside the results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.catalog import load_run_table
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
@@ -36,26 +36,38 @@ class OpenRun(NamedTuple):
 
 
 def open_run(path: AnyPath) -> OpenRun:
-    """The run in a folder.
+    """The run in a folder, with the table as it was read then: the file that it came from is not looked at.
 
     Raises:
-      InputError: no run, one that is not finished or keeps no states, or a table that has changed since.
+      InputError: no run, one that is not finished or keeps no states, or states of other rows.
     """
     directory = RunDirectory(path)
     result = directory.read_result()
     config = read_config(directory.config_path)
-    again = f"jaxprobe run --config {directory.config_path}"
     if not directory.activations_path.is_dir():
-        raise InputError(f"{path} has no stored states. Make them with: {again} --store --out NEW_FOLDER")
-    table = load_run_table(config)
-    entities = directory.read_entities()
-    targets = entities[[f"true_{name}" for name in table.target_names if f"true_{name}" in entities]].to_numpy()
-    same_split = np.array_equal(entities["split"] == "test", table.is_test)
-    if list(table.texts) != list(entities["text"]) or not np.array_equal(targets, table.targets) or not same_split:
-        raise InputError(f"Table {config.dataset} is not the one {path} was made from. Run it anew: {again} --out NEW")
+        again = f"jaxprobe run --config {directory.config_path} --store --out NEW_FOLDER"
+        raise InputError(f"{path} has no stored states. Make them with: {again}")
+    table = replace(read_table(directory), unit_vectors=config.unit_vectors)
     prompt = find_prompt(table.name, config.prompt).name
     activations = open_activations(directory.activations_path)
     return OpenRun(directory, config, table, activations, result["headline_layer"], result["model"], prompt)
+
+
+def read_table(directory: RunDirectory) -> EntityTable:
+    """The entities of a finished run as they were read. Raises InputError where it is not finished."""
+    result, entities = directory.read_result(), directory.read_entities()
+    targets = [name.removeprefix("true_") for name in entities if name.startswith("true_")]
+    groups = [name.removeprefix("group_") for name in entities if name.startswith("group_")]
+    return EntityTable(
+        name=directory.read_scores()["dataset"].iloc[0],
+        texts=tuple(entities["text"]),
+        targets=entities[[f"true_{name}" for name in targets]].to_numpy(np.float64),
+        target_names=tuple(targets),
+        units=tuple(result.get("units", {}).get(name, "") for name in targets),
+        is_test=entities["split"].eq("test").to_numpy(),
+        groups={name: entities[f"group_{name}"].to_numpy(object) for name in groups},
+        attribution=result.get("attribution", ""),
+    )
 
 
 def _open_each(runs: Sequence[AnyPath], task: str, progress: Progress | None) -> Iterator[OpenRun]:
@@ -91,21 +103,11 @@ def layers(runs: Sequence[AnyPath], progress: Progress | None = None) -> pd.Data
 
 def read_predicted(directory: RunDirectory) -> comparison.Predicted:
     """The test predictions of every state of a finished run. Raises InputError where it is not finished."""
-    result, scores = directory.read_result(), directory.read_scores()
-    entities, long = directory.read_entities().set_index("row"), directory.read_predictions()
-    targets = [name.removeprefix("true_") for name in entities if name.startswith("true_")]
+    result, scores, long = directory.read_result(), directory.read_scores(), directory.read_predictions()
     by_state = {state: part.set_index("row") for state, part in long.groupby("layer", sort=False)}
     rows = next(iter(by_state.values())).index
-    test, columns = entities.loc[rows], [f"predicted_{target}" for target in targets]
-    table = EntityTable(
-        scores["dataset"].iloc[0],
-        tuple(test["text"]),
-        test[[f"true_{target}" for target in targets]].to_numpy(np.float64),
-        tuple(targets),
-        tuple("" for _ in targets),
-        np.ones(len(test), bool),
-        {name.removeprefix("group_"): test[name].to_numpy(object) for name in test if name.startswith("group_")},
-    )
+    table = read_table(directory).take(rows.to_numpy())
+    columns = [f"predicted_{target}" for target in table.target_names]
     predictions = {state: part.loc[rows, columns].to_numpy(np.float64) for state, part in by_state.items()}
     return comparison.Predicted(
         table, predictions, result["headline_layer"], scores["model"].iloc[0], scores["prompt"].iloc[0]

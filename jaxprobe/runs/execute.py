@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxprobe.cost.memory import Memory, check_memory, memory_needed
 from jaxprobe.cost.operations import forward_operations, forward_seconds
-from jaxprobe.data.catalog import load_run_table
+from jaxprobe.data.catalog import load_table
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import show_tokens, token_notes
 from jaxprobe.errors import InputError
@@ -110,6 +110,13 @@ def finish(
         write_results(prepared, probes, controlled, seconds)
     say(f"Report: {directory.report_path}")
     return directory
+
+
+def load_run_table(config: RunConfig) -> EntityTable:
+    """The table that a run's settings name. Raises InputError as `load_table`."""
+    names = ("text", "target", "split", "group", "data_dir", "limit", "seed")
+    names += ("cell_degrees", "buffer_km", "unit_vectors")
+    return load_table(config.dataset, **{name: getattr(config, name) for name in names})
 
 
 def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Prepared:

@@ -271,24 +271,21 @@ def test_runs_that_cannot_be_used_are_refused_with_the_command_that_helps(runs, 
     assert "is not finished. Go on with: jaxprobe run --config" in refused(lambda: experiment.open_run(tmp_path))
 
 
-@pytest.mark.parametrize("changed", ["latitude", "is_test"])
-def test_a_table_that_has_changed_is_refused(changed, runs, tables, tmp_path):
-    frame = pd.read_csv(tables / "world_place.csv")
-    if changed == "latitude":
-        frame.loc[1, "latitude"] += 1
-    else:
-        frame.loc[[0, 1], "is_test"] = frame.loc[[1, 0], "is_test"].to_numpy()
-    frame.to_csv(tmp_path / "world_place.csv", index=False)
-    folder = tmp_path / "run"
+def test_a_finished_run_needs_its_table_no_more(model, tables, tmp_path, monkeypatch):
+    folder = tmp_path / "tables"
     folder.mkdir()
-    for path in runs[0].iterdir():
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "activations").mkdir()
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"]["data_dir"] = str(tmp_path)
-    (folder / "config.json").write_text(json.dumps(config))
-    assert "is not the one" in refused(lambda: experiment.open_run(folder))
+    (folder / "art.csv").write_bytes((tables / "art.csv").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    options = dict(text="title", target=("release_date",), group=("decade",), mesh="data=1")
+    finished = run(RunConfig(model, "tables/art.csv", tmp_path / "run", **options)).path
+    (folder / "art.csv").unlink()
+    monkeypatch.chdir("/")
+    table = experiment.open_run(finished).table
+    assert table.name == "art" and table.units == ("year",) and table.texts[:3] == ("0", "1", "2")
+    expected = pd.read_csv(tables / "art.csv")
+    middle = [int(day[:4]) + 181 / 365 for day in expected["release_date"]]
+    assert table.targets[:, 0] == pytest.approx(middle, abs=2e-3)
+    assert set(experiment.types([finished], group="decade")["test_on"]) <= set(expected["decade"].astype(str))
 
 
 def test_no_run_is_refused(capsys):
