@@ -23,12 +23,12 @@ RANKS = [
     ["probes", "models", "data"],
     ["settings"],
     ["host", "mesh"],
-    ["html"],
+    ["html", "sites"],
     ["errors"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # The report reads result files only.
-REPORT_MAY_USE = {"errors", "html", "host", "results", "report"}
+REPORT_MAY_USE = {"errors", "html", "host", "results", "report", "sites"}
 
 
 def modules() -> dict[str, Path]:
