@@ -21,7 +21,7 @@ from rich.markup import escape
 
 import jaxprobe
 from jaxprobe.errors import InputError
-from jaxprobe.host.paths import as_path, replacing
+from jaxprobe.host.paths import as_path
 from jaxprobe.host.progress import console_progress
 from jaxprobe.settings import RunConfig, read_config
 
@@ -298,20 +298,19 @@ def fetch_table(name: tyro.conf.Positional[str], data_dir: Path | None = None) -
 def export_table(
     name: tyro.conf.Positional[str], out: Path, data_dir: Path | None = None, limit: int | None = None
 ) -> None:
-    """Write a named table as a CSV: to look at, or to begin one of your own from.
+    """Write a named table as CSV or Parquet: to look at, or to begin one of your own from.
 
     Args:
         name: As `jaxprobe data list` spells it.
-        out: The file to write.
+        out: The file to write, .csv or .parquet.
         data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
         limit: A seeded sample of this many rows.
     """
     from jaxprobe.data.catalog import load_table
+    from jaxprobe.data.columns import write_frame
 
     out = as_path(out)
-    table = load_table(name, data_dir=data_dir, limit=limit)
-    with replacing(out) as temporary:
-        table.to_frame().to_csv(temporary, index=False)
+    write_frame(load_table(name, data_dir=data_dir, limit=limit).to_frame(), out)
     _output().files([out])
 
 

@@ -4,19 +4,20 @@ A CSV is read as strings throughout, so that a place called "NA", a zip code "02
 seen as they were written. Rows are counted from 0, after the header.
 """
 
-import calendar
 import functools
+import re
 import string
 import warnings
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from jaxprobe.data import dates
 from jaxprobe.errors import InputError
-from jaxprobe.host.paths import AnyPath, local_copy
+from jaxprobe.host.paths import AnyPath, local_copy, replacing
 
 EXAMPLES = 3
 # How a column of degrees may be called, and what it is.
@@ -24,27 +25,47 @@ COORDINATES = {"latitude": "latitude", "lat": "latitude"} | dict.fromkeys(
     ("longitude", "long", "lng", "lon"), "longitude"
 )
 LARGEST_DEGREES = {"latitude": 90, "longitude": 180}
+LARGEST_NUMBER = 1e30  # a target's square must fit into what probes and figures are made of
 
 
 def read_frame(path: AnyPath) -> pd.DataFrame:
     """The file's table: strings for a CSV (compressed or not), the file's own types for Parquet.
 
+    Spaces around the columns' names are dropped.
+
     Raises:
-      InputError: no such file, another kind of file, or one that can't be read as its name says.
+      InputError: no such file, another kind of file, one that can't be read as its name says, or columns of one name.
     """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
     if not path.is_file():
         raise InputError(f"{path} is not a file. Give a CSV or Parquet file.")
-    if path.suffix != ".parquet" and ".csv" not in path.suffixes:
+    if suffixes[-1:] != [".parquet"] and ".csv" not in suffixes:
         raise InputError(f"{path} is neither .csv nor .parquet. Convert it to one of them.")
     try:
         with local_copy(path) as copy:
-            frame = pd.read_parquet(copy) if path.suffix == ".parquet" else _read_csv(copy, path)
+            frame = pd.read_parquet(copy) if suffixes[-1] == ".parquet" else _read_csv(copy, path)
     except InputError:
         raise
     # pandas, pyarrow and the decompressors raise all kinds for a damaged file; their text is what helps.
     except Exception as error:
         raise InputError(f"{path} can't be read: {error}. Check that it is whole, and a CSV in UTF-8.") from error
-    return frame.set_axis(frame.columns.map(str), axis=1)
+    names = [str(name).strip() for name in frame.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path} has more than one column {', '.join(map(repr, twice))}. Rename or drop all but one.")
+    return frame.set_axis(names, axis=1)
+
+
+def write_frame(frame: pd.DataFrame, path: AnyPath) -> None:
+    """Writes a table as CSV or Parquet, whichever the path's name says; the file is whole or absent.
+
+    Raises:
+      InputError: a name that says neither.
+    """
+    writers = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
+    if path.suffix.lower() not in writers:
+        raise InputError(f"{path} is neither .csv nor .parquet. End the name in one of them.")
+    with replacing(path) as temporary:
+        writers[path.suffix.lower()](frame, temporary, index=False)
 
 
 def _read_csv(file: Path, path: AnyPath) -> pd.DataFrame:
@@ -55,13 +76,21 @@ def _read_csv(file: Path, path: AnyPath) -> pd.DataFrame:
         read = functools.partial(
             pd.read_csv, file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
         )
-        header = list(read(nrows=0))
+        # Not as a header, whose repeated names pandas would number.
+        header = read(nrows=1, header=None).iloc[0].tolist()
         if len(header) == 1 and (found := [mark for mark in ";\t|" if mark in header[0]]):
             raise InputError(
                 f"{path} has one column, {shorten(header[0])!r}: its separator seems to be {found[0]!r}. Save it with "
                 "commas."
             )
-        return read()
+        if header[0].startswith("#") and len(header) != len(read(nrows=1, header=None, skiprows=1).columns):
+            raise InputError(
+                f"{path} begins with a comment ({shorten(', '.join(header))!r}). Remove it, so that the first line "
+                "names the columns."
+            )
+        frame = read()
+        # An unnamed one stays as pandas calls it, "Unnamed: 0".
+        return frame.set_axis([name or made for name, made in zip(header, frame.columns, strict=True)], axis=1)
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -95,9 +124,16 @@ def text_values(frame: pd.DataFrame, text: str) -> list[str]:
 
 def _fill_template(frame: pd.DataFrame, template: str) -> list[str]:
     try:
-        pieces = [(before, column) for before, column, _, _ in string.Formatter().parse(template)]
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(f"Text template {template!r}: {error}. Write columns in braces: {{name}}.") from None
+    for _, column, form, conversion in parsed:
+        if form or conversion:
+            raise InputError(
+                f"Text template {template!r} wants column {column!r} in another form. Write columns in braces and "
+                f"nothing else: {{{column}}}."
+            )
+    pieces = [(before, column) for before, column, _, _ in parsed]
     require_columns(frame, [column for _, column in pieces if column is not None])
     parts: list[Sequence[str]] = []
     for before, column in pieces:
@@ -107,59 +143,108 @@ def _fill_template(frame: pd.DataFrame, template: str) -> list[str]:
     return ["".join(row).strip() for row in zip(*parts, strict=True)]
 
 
-def target_values(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, str]:
-    """[N] float64 and its unit: "degree" of latitude or longitude, "year" (a date becomes a fractional one), or "".
+class Target(NamedTuple):
+    """A column to predict.
+
+    Attributes:
+      values: [N] float64.
+      unit: "degree" of latitude or longitude, "year" (a date becomes a fractional one), or "".
+      note: how the column was read, where that is not plain; else "".
+    """
+
+    values: np.ndarray
+    unit: str
+    note: str = ""
+
+
+def target_values(frame: pd.DataFrame, column: str) -> Target:
+    """A column's numbers, or its dates as fractional years.
 
     Raises:
-      InputError: values that are missing, neither number nor date, infinite, or degrees out of range.
+      InputError: values that are missing, neither number nor date, infinite or very large, or degrees out of range.
     """
     require_columns(frame, [column])
     words = strings(frame[column])
     missing = np.array([not word.strip() for word in words], bool)
-    values, kind = _numbers(words), "number"
+    values, kind, note = _numbers(words), "number", ""
     unit = "year" if column.lower().endswith("year") else ""
     if np.isnan(values[~missing]).any():
-        years = _fractional_years(words)
-        if np.isfinite(years).sum() > (~np.isnan(values)).sum():
-            values, kind, unit = years, "date", "year"
+        found = dates.read_dates(words)
+        if np.isfinite(found.years).sum() > (~np.isnan(values)).sum():
+            if found.ambiguous:
+                rows = np.flatnonzero(np.isfinite(found.years))
+                raise InputError(
+                    f"Target {column!r} has dates of which day and month can't be told apart in "
+                    f"{in_rows(rows, words)}. Write them as ISO 8601 does: {dates.EXAMPLE}."
+                )
+            values, kind, unit = found.years, "date", "year"
+            note = f"Column {column!r} holds dates, read as {found.written}." if found.written else ""
+    elif dates.are_compact(words):
+        values, kind, unit = dates.read_dates(words).years, "date", "year"
+        note = f"Column {column!r} holds dates such as {words[0].strip()}, not numbers: read as years, months and days."
     wrong = {
         "is missing": missing,
         f"is not a {kind}": np.isnan(values) & ~missing,
         "is infinite": np.isinf(values),
+        f"is beyond {LARGEST_NUMBER:g}": np.isfinite(values) & (np.abs(values) > LARGEST_NUMBER),
     }
     if column.lower() in COORDINATES:
         unit = "degree"
         largest = LARGEST_DEGREES[COORDINATES[column.lower()]]
         wrong[f"is outside of -{largest}..{largest} degrees"] = np.isfinite(values) & (np.abs(values) > largest)
     problems = [
-        f"Target {column!r} {what} in {in_rows(np.flatnonzero(rows), words)}. Correct these rows, or leave them out."
+        f"Target {column!r} {what} in {in_rows(np.flatnonzero(rows), words)}. "
+        + _remedy(kind, [words[row].strip() for row in np.flatnonzero(rows & np.isnan(values) & ~missing)], len(words))
         for what, rows in wrong.items()
         if rows.any()
     ]
     if problems:
         raise InputError(*problems)
-    return values, unit
+    return Target(values, unit, note)
+
+
+def _remedy(kind: str, unread: Sequence[str], rows: int) -> str:
+    """What to do about a target's values, of which these are neither number nor date."""
+    if not unread:
+        return "Correct these rows, or leave them out."
+    if kind == "date":
+        return f"Write all of them as ISO 8601 does: {dates.EXAMPLE}."
+    if all(word.lower() in ("true", "false", "yes", "no") for word in unread):
+        return "Write 1 and 0 to predict it as a number."
+    example = next(filter(_LIKE_A_NUMBER.fullmatch, unread), None)
+    if example is not None:
+        return f"Write {example!r} with digits and a point only."
+    if len(unread) == rows:
+        return f"A target must be numbers, or dates as ISO 8601 writes them ({dates.EXAMPLE}); labels can be a --group."
+    return f"Correct these rows, or leave them out. (Dates are read as ISO 8601 writes them: {dates.EXAMPLE}.)"
+
+
+# 1,000 or 59,9 or 5% or $3 or 12 km: a number to people.
+_LIKE_A_NUMBER = re.compile(r"[^\w\s]?\s?[-+]?\d[\d,.'’\s]*\s?([^\w\s]|\w{1,3})?")
+
+
+def nearest_to_a_target(frame: pd.DataFrame, taken: Sequence[str | None]) -> str:
+    """What keeps the column from being a target that comes nearest to one; "" where none has numbers or dates."""
+    shares: dict[str, float] = {}
+    for column in frame.columns:
+        if column not in taken:
+            words = [word for word in map(str.strip, strings(frame[column])) if word]
+            read = np.isfinite(_numbers(words)) | np.isfinite(dates.read_dates(words).years)
+            like = [bool(number or _LIKE_A_NUMBER.fullmatch(word)) for number, word in zip(read, words, strict=True)]
+            shares[column] = float(np.mean(like)) if like else 0.0
+    best = max(shares, key=lambda column: shares[column], default=None)
+    if best is None or shares[best] < 0.5:
+        return ""
+    try:
+        target_values(frame, best)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _numbers(words: Sequence[str]) -> np.ndarray:
     """[N] float64; NaN for what is no number."""
     return pd.to_numeric(pd.Series(words, dtype=object), errors="coerce").to_numpy(np.float64)
-
-
-def _fractional_years(words: Sequence[str]) -> np.ndarray:
-    """[N] float64; NaN for what is no ISO 8601 date. The middle of 2 July 1986 is 1986.5."""
-    return np.array([_fractional_year(word) for word in words], np.float64)
-
-
-def _fractional_year(word: str) -> float:
-    try:
-        moment = datetime.fromisoformat(word.strip())
-    except ValueError:
-        return np.nan
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
-    seconds = (moment - datetime(moment.year, 1, 1)).total_seconds()
-    return moment.year + seconds / (86_400 * (365 + calendar.isleap(moment.year)))
 
 
 def split_values(frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -175,9 +260,13 @@ def split_values(frame: pd.DataFrame, column: str) -> np.ndarray:
         test, train = test | {"true", "1"}, train | {"false", "0"}
     unknown = [row for row, word in enumerate(words) if word not in test | train]
     if unknown:
+        validation = [word for word in words if word.startswith(("val", "dev"))]
+        more = (
+            " Rows for validation are training rows here: penalties are chosen by leave-one-out." if validation else ""
+        )
         raise InputError(
             f"Split {column!r} is neither train nor test in {in_rows(unknown, words)}. "
-            "Write train and test, or true and false in a column called is_test."
+            f"Write train and test, or true and false in a column called is_test.{more}"
         )
     is_test = np.array([word in test for word in words], bool)
     for kind, count in (("test", is_test.sum()), ("training", (~is_test).sum())):

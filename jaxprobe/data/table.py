@@ -101,7 +101,8 @@ def make_table(
       name: what results call the table.
       text: a column, or a template over columns such as ``"{creator}'s {title}"``; None takes a column that is
         plainly the name.
-      target: columns of numbers or ISO dates; () takes a latitude and longitude, or the only numbers or dates there.
+      target: columns of numbers or dates (ISO 8601 such as 1986-07-02); () takes a latitude and longitude, or the only
+        numbers or dates there.
       split: a column of "train" and "test", or of booleans with "test" in its name; None takes ``is_test`` or ``split``
         where there, and else draws a seeded split.
       group: columns to colour by and to hold out.
@@ -138,13 +139,14 @@ def make_table(
     attempt(_refuse_own_names, target, group)
     if problems:
         raise InputError(*problems)
+    notes.extend(read.note for read in values if read.note)
 
     table = EntityTable(
         name=name,
         texts=tuple(texts),
-        targets=np.stack([numbers for numbers, _ in values], axis=1),
+        targets=np.stack([read.values for read in values], axis=1),
         target_names=tuple(columns.COORDINATES.get(column.lower(), column) for column in target),
-        units=tuple(unit for _, unit in values),
+        units=tuple(read.unit for read in values),
         is_test=is_test,
         groups={column: np.array(columns.strings(frame[column]), object) for column in group},
         attribution=attribution,
@@ -193,8 +195,12 @@ def _find_target(frame: pd.DataFrame, taken: set[str | None], notes: list[str]) 
     if len(numeric) == 1:
         notes.append(f"The target is column {numeric[0]!r}, the only one of numbers or dates.")
         return (numeric[0],)
-    found = f"Columns of numbers or dates: {', '.join(numeric)}" if numeric else "No column is all numbers or dates"
-    raise InputError(f"Which column is the target? Name it with --target. {found}.")
+    if numeric:
+        found = f"Columns of numbers or dates: {', '.join(numeric)}."
+    else:
+        nearest = columns.nearest_to_a_target(frame, taken)
+        found = f"No column is all numbers or dates. {nearest}".rstrip()
+    raise InputError(f"Which column is the target? Name it with --target. {found}")
 
 
 def _order_target(target: Sequence[str]) -> tuple[str, ...]:
@@ -223,13 +229,16 @@ def _refuse_own_names(target: Sequence[str], group: Sequence[str]) -> None:
 
 def _require_variation(table: EntityTable) -> None:
     train = table.targets[~table.is_test]
-    constant = [
-        f"Target {name!r} is {value:g} in all {len(train):,} training rows. Choose a target that varies."
-        for name, value, spread in zip(table.target_names, train[0], np.ptp(train, axis=0), strict=True)
-        if spread == 0
-    ]
-    if constant:
-        raise InputError(*constant)
+    problems = []
+    for name, value, spread in zip(table.target_names, train[0], np.ptp(train, axis=0), strict=True):
+        if spread == 0:
+            problems.append(
+                f"Target {name!r} is {value:g} in all {len(train):,} training rows. Choose a target that varies."
+            )
+        elif spread < 1 / columns.LARGEST_NUMBER:
+            problems.append(f"Target {name!r} varies by no more than {spread:g}. Give it in a smaller unit.")
+    if problems:
+        raise InputError(*problems)
 
 
 def _notes_on_names(table: EntityTable) -> list[str]:

@@ -125,8 +125,9 @@ def test_default_folders():
     assert folder("~/x.gguf", "art", prompt="Where is {}?") == "runs/art-x-Where-is"
 
 
-def test_a_table_written_as_csv_reads_as_the_same_table(tmp_path, capsys):
-    path = tmp_path / "cities.csv"
+@pytest.mark.parametrize("name", ["cities.csv", "cities.parquet"])
+def test_a_table_written_as_its_name_says_reads_as_the_same_table(name, tmp_path, capsys):
+    path = tmp_path / name
     cli.main(["data", "export", "cities", "--out", str(path), "--limit", "200"])
     assert capsys.readouterr().out == f"{path}\n"
     table = load_table("cities", limit=200)
@@ -136,6 +137,13 @@ def test_a_table_written_as_csv_reads_as_the_same_table(tmp_path, capsys):
     assert {name: list(labels) for name, labels in again.groups.items()} == {
         name: list(labels) for name, labels in table.groups.items()
     }
+
+
+def test_a_table_is_not_written_under_another_kind_of_name(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "export", "cities", "--out", str(tmp_path / "cities.xlsx"), "--limit", "200"])
+    assert stop.value.code == 2 and "is neither .csv nor .parquet" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_that_has_read_enough_is_no_error():

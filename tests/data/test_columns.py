@@ -89,11 +89,11 @@ YEAR_TOLERANCE = 1e-11
 
 @given(st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31)))
 def test_fractional_years_equal_the_calendar(moment):
-    values, unit = target_values(frame_of(when=[moment.isoformat()]), "when")
+    values, unit, note = target_values(frame_of(when=[moment.isoformat()]), "when")
     timestamp = np.datetime64(moment, "us")
     start = np.datetime64(f"{moment.year:04d}-01-01", "us")
     end = np.datetime64(f"{moment.year:04d}-12-31T23:59:59.999999", "us") + 1
-    assert unit == "year"
+    assert unit == "year" and not note
     assert values[0] == pytest.approx(moment.year + (timestamp - start) / (end - start), abs=YEAR_TOLERANCE)
 
 
@@ -114,16 +114,16 @@ def test_dates_numbers_and_units():
     assert target_values(frame_of(Lat=["90", "-90"]), "Lat")[1] == "degree"
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+@given(st.lists(st.floats(-1e30, 1e30), min_size=1))
 def test_numbers_are_read_exactly(numbers):
-    assert target_values(frame_of(x=list(map(repr, numbers))), "x")[0].tolist() == numbers
+    assert target_values(frame_of(x=list(map(repr, numbers))), "x").values.tolist() == numbers
     assert target_values(pd.DataFrame({"x": numbers}), "x")[0].tolist() == numbers
 
 
 def test_every_problem_of_a_target_is_said_at_once():
     with pytest.raises(InputError) as raised:
         target_values(frame_of(lat=["1", "", "north", "inf", "-90.5", "1_0", None]), "lat")
-    assert [problem.split(" Correct")[0] for problem in raised.value.problems] == [
+    assert [problem.split("). ")[0] + ")." for problem in raised.value.problems] == [
         "Target 'lat' is missing in 2 rows (row 1 '', row 6 '').",
         "Target 'lat' is not a number in 2 rows (row 2 'north', row 5 '1_0').",
         "Target 'lat' is infinite in 1 row (row 3 'inf').",
