@@ -1,11 +1,14 @@
-"""Progress with rate and time left, on a terminal, in a log or in a notebook; and none at all. Time and memory used."""
+"""What a run tells while it works: lines, and progress with rate and time left; on a terminal, in a log, in a notebook.
+
+And the time and the memory that it used.
+"""
 
 import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,27 +21,36 @@ NOTEBOOK_SECONDS = 0.5  # between two updates of a notebook's line
 
 
 class Progress(Protocol):
-    """Shows one task at a time, and remembers how long each took."""
+    """Shows one task at a time: what the rooms below need of a `Reporter`."""
 
-    seconds: dict[str, float]
-
-    def task(self, name: str, total: int, unit: str): ...
+    def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
 
 
-class NoProgress:
-    """Says nothing, but keeps the seconds of each task."""
+class Reporter:
+    """Told what a user should know: lines, and how far each task is. This one shows nothing, but keeps what it heard.
+
+    Attributes:
+      seconds: task -> how long it took, all of that name together.
+      lines: what was said.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """A fact that the user should know."""
+        self.lines.append(line)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """One task of ``total`` units; what is yielded is called with how many more are done."""
         started = time.perf_counter()
         yield lambda count: None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-class _Lines(NoProgress):
+class _Lines(Reporter):
     """A line of text for a task: while it runs, every so many seconds, and one at its end."""
 
     def __init__(self, every: float):
@@ -69,18 +81,22 @@ class _Lines(NoProgress):
         self._show(line)
 
 
-class LogProgress(_Lines):
+class LogReporter(_Lines):
     """Lines in a log file or a pipe."""
 
     def __init__(self, console: Console):
         super().__init__(LOG_SECONDS)
         self.console = console
 
+    def say(self, line: str) -> None:
+        super().say(line)
+        self.console.print(line, markup=False)
+
     def _show(self, line: str) -> None:
         self.console.print(line, markup=False)
 
 
-class NotebookProgress(_Lines):
+class NotebookReporter(_Lines):
     """One line of a cell's output for each task, kept up to date in its place."""
 
     def __init__(self) -> None:
@@ -96,12 +112,16 @@ class NotebookProgress(_Lines):
         self._handle.update({"text/plain": line}, raw=True)
 
 
-class TerminalProgress(NoProgress):
+class TerminalReporter(Reporter):
     """A bar that vanishes, and a line at the end of each task."""
 
     def __init__(self, console: Console):
         super().__init__()
         self.console = console
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        self.console.print(line, markup=False)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
@@ -125,15 +145,18 @@ class TerminalProgress(NoProgress):
         self.console.print(_ended(name, total, unit, time.perf_counter() - started), markup=False)
 
 
-def console_progress(console: Console) -> Progress:
+def console_reporter(console: Console) -> Reporter:
     """Bars on a terminal, lines elsewhere."""
-    return TerminalProgress(console) if console.is_terminal else LogProgress(console)
+    return TerminalReporter(console) if console.is_terminal else LogReporter(console)
 
 
-def default_progress() -> Progress:
-    """What a call from Python shows that names no progress: a line a task in a notebook, nothing elsewhere."""
+def default_reporter() -> Reporter:
+    """What a call from Python shows that names no reporter: a line a task in a notebook, nothing elsewhere."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return NotebookProgress() if hasattr(shell, "kernel") else NoProgress()
+    return NotebookReporter() if hasattr(shell, "kernel") else Reporter()
+
+
+default_progress, console_progress = default_reporter, console_reporter
 
 
 def in_words(seconds: float) -> str:

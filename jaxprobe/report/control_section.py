@@ -6,10 +6,10 @@ from html import escape
 import pandas as pd
 
 from jaxprobe.report.phrases import with_interval
-from jaxprobe.report.results import RunResults, Score
+from jaxprobe.results.results import Run, Score
 
 
-def controls_in_words(results: RunResults) -> list[str]:
+def controls_in_words(results: Run) -> list[str]:
     """Sentences for the headline: what is reached without the model's layers, better than the probe or not."""
     sentences = []
     names = {"embed": "The token embedding alone", "ngrams": "The spelling alone, without a model,"}
@@ -30,7 +30,7 @@ def _verdict(selectivity: Score | None) -> str:
     return ", more than the probe" if selectivity.ci_high < 0 else ", no less than the probe within the interval"
 
 
-def control_table(results: RunResults) -> str:
+def control_table(results: Run) -> str:
     """Every control with its R2, the probe's lead over it, and a p-value for permuted targets; "" without controls."""
     if results.controls is None:
         return ""
@@ -78,7 +78,7 @@ def describe_control(control: str, resampled: str) -> tuple[str, str]:
     return control, ""
 
 
-def _score(results: RunResults, control: str, metric: str, resampled: str = "rows") -> Score | None:
+def _score(results: Run, control: str, metric: str, resampled: str = "rows") -> Score | None:
     if results.controls is None:
         return None
     rows = results.controls.query(

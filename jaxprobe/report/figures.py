@@ -20,12 +20,12 @@ from jaxprobe.report.canvas import (
 )
 from jaxprobe.report.map_figure import place_map
 from jaxprobe.report.phrases import count, describe_headline, layer_title, with_interval
-from jaxprobe.report.results import RunResults
+from jaxprobe.results.results import Run
 
 ACCENT, BASELINE = "#0072B2", "#D55E00"
 
 
-def write_figures(results: RunResults) -> list[AnyPath]:
+def write_figures(results: Run) -> list[AnyPath]:
     """Write every figure that suits the run into its figures folder, as PNG and SVG; returns the paths."""
     figures = {"r2_by_layer": r2_by_layer(results)}
     if results.is_place:
@@ -33,13 +33,13 @@ def write_figures(results: RunResults) -> list[AnyPath]:
     else:
         figures["predicted_against_true"] = predicted_against_true(results)
     return [
-        save(figure, results.run.figures_path / f"{stem}.{suffix}")
+        save(figure, results.directory.figures_path / f"{stem}.{suffix}")
         for stem, figure in figures.items()
         for suffix in ("png", "svg")
     ]
 
 
-def r2_by_layer(results: RunResults) -> Figure:
+def r2_by_layer(results: Run) -> Figure:
     """Test R2 (mean over targets) at every layer with its interval; the embed state is marked as the baseline."""
     with house_style():
         figure = Figure(figsize=(7.2, 4.6))
@@ -58,7 +58,7 @@ def r2_by_layer(results: RunResults) -> Figure:
     return figure
 
 
-def predicted_against_true(results: RunResults) -> Figure:
+def predicted_against_true(results: Run) -> Figure:
     """For each target, the headline layer's prediction against the truth, one dot a test entity."""
     frame = results.test_predictions(results.headline_layer)
     targets = results.targets
@@ -78,7 +78,7 @@ def predicted_against_true(results: RunResults) -> Figure:
     return figure
 
 
-def _draw_targets(axes: Axes, results: RunResults, blocks: np.ndarray) -> None:
+def _draw_targets(axes: Axes, results: Run, blocks: np.ndarray) -> None:
     """Thin lines for the single targets, where there are several; every line is named at its right end."""
     if len(results.targets) < 2:
         return
@@ -121,7 +121,7 @@ def _top(cluster: list[float], gap: float) -> float:
     return float(np.mean(cluster)) + gap * (len(cluster) - 1) / 2
 
 
-def _mark_states(figure: Figure, axes: Axes, results: RunResults) -> None:
+def _mark_states(figure: Figure, axes: Axes, results: Run) -> None:
     """Mark the headline layer and the embed state; what they are stands under the title, where no line crosses it."""
     headline, embed = results.score(results.headline_layer, "r2"), results.score("embed", "r2")
     position = results.layers.index(results.headline_layer)
@@ -150,7 +150,7 @@ def _mark_states(figure: Figure, axes: Axes, results: RunResults) -> None:
     )
 
 
-def _finish_layer_axes(axes: Axes, results: RunResults) -> None:
+def _finish_layer_axes(axes: Axes, results: Run) -> None:
     count_layers = len(results.layers)
     step = max(1, round(count_layers / 12))
     ticks = [
@@ -183,6 +183,6 @@ def _draw_scatter(axes: Axes, true: pd.Series, predicted: pd.Series) -> None:
     axes.set_axisbelow(True)
 
 
-def _subtitle(results: RunResults) -> str:
-    prompt = f", prompt “{results.prompt}”" if results.prompt not in ("", "{}") else ""
+def _subtitle(results: Run) -> str:
+    prompt = f", prompt “{results.wording}”" if results.wording not in ("", "{}") else ""
     return f"{results.model} · {results.dataset}{prompt} · 95 % interval"

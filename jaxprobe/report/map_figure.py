@@ -14,12 +14,12 @@ from matplotlib.path import Path
 from jaxprobe.report.canvas import FAINT, INK, MOST_VECTOR_POINTS, area, house_style, write_footer, write_title
 from jaxprobe.report.maps import Colouring, Extent, colour_by_group, extent_of, read_coastlines
 from jaxprobe.report.phrases import count, describe_headline, layer_title
-from jaxprobe.report.results import RunResults
+from jaxprobe.results.results import Run
 
 LAND, SEA, COAST = "#F1EFEA", "#FFFFFF", "#A9B0B9"
 
 
-def place_map(results: RunResults) -> Figure:
+def place_map(results: Run) -> Figure:
     """Where the headline layer puts the test places, with small maps of the truth and of the embed state beside it."""
     frame = results.test_predictions(results.headline_layer)
     extent = extent_of(frame["true_latitude"].to_numpy(), frame["true_longitude"].to_numpy())

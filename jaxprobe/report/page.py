@@ -14,8 +14,8 @@ from jaxprobe.report import sections
 from jaxprobe.report.control_section import control_table
 from jaxprobe.report.figures import write_figures
 from jaxprobe.report.payload import encode_runs
-from jaxprobe.report.results import RunResults, load_results
 from jaxprobe.results.folder import RunDirectory
+from jaxprobe.results.results import Run
 
 ASSETS = Path(__file__).with_name("assets")
 
@@ -36,7 +36,9 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
     runs, problems = [], []
     for directory in (run, *others):
         try:
-            runs.append(load_results(directory))
+            results = Run(directory)
+            results.check_together()
+            runs.append(results)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -49,7 +51,7 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
     return path
 
 
-def render_page(runs: Sequence[RunResults]) -> str:
+def render_page(runs: Sequence[Run]) -> str:
     """The page's HTML, for the runs given; the first is shown first."""
     # A "<" in a JSON string may as well be written as its escape; then no name can close the script element.
     data = json.dumps(encode_runs(runs), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -70,16 +72,16 @@ def render_page(runs: Sequence[RunResults]) -> str:
     )
 
 
-def _title(runs: Sequence[RunResults]) -> str:
+def _title(runs: Sequence[Run]) -> str:
     return f"{runs[0].model} · {runs[0].dataset}" if len(runs) == 1 else f"{len(runs)} runs compared"
 
 
-def _for_each(runs: Sequence[RunResults], section: Callable[[RunResults], str]) -> str:
+def _for_each(runs: Sequence[Run], section: Callable[[Run], str]) -> str:
     """A section of every run; the page's script shows that of the chosen one."""
     return "".join(f'<div data-run="{index}">{section(results)}</div>' for index, results in enumerate(runs))
 
 
-def _controls(results: RunResults) -> str:
+def _controls(results: Run) -> str:
     table = control_table(results)
     return f"<section><h2>Beside its controls</h2>{table}</section>" if table else ""
 

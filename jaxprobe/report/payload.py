@@ -13,7 +13,7 @@ import pandas as pd
 
 from jaxprobe.report.maps import colour_by_group, colour_values, extent_of, read_coastlines
 from jaxprobe.report.phrases import run_in_words
-from jaxprobe.report.results import RunResults
+from jaxprobe.results.results import Run
 
 # With two targets and an error, a prediction takes 8 bytes of page; so these are at most 5.6 MB.
 MOST_PREDICTIONS = 700_000
@@ -21,7 +21,7 @@ MOST_TEXT_BYTES = 3_000_000
 MISSING = 65535
 
 
-def encode_runs(runs: Sequence[RunResults]) -> dict[str, Any]:
+def encode_runs(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything that the page's script draws, for one run or several.
 
     Runs on the same entities share one table. Test rows are sampled (seed 0) where rows x layers of all runs would be
@@ -77,7 +77,7 @@ def _table(frame: pd.DataFrame, rows: int) -> dict[str, Any]:
     }
 
 
-def _run(run: RunResults, table: pd.DataFrame, most_predictions: int) -> dict[str, Any]:
+def _run(run: Run, table: pd.DataFrame, most_predictions: int) -> dict[str, Any]:
     """One run's scores by layer, its headline predictions for the table, and its predictions by layer for the map."""
     predicted = set(run.predictions["layer"])
     layers = [layer for layer in run.layers if layer in predicted]
@@ -114,14 +114,14 @@ def _run(run: RunResults, table: pd.DataFrame, most_predictions: int) -> dict[st
     }
 
 
-def _predictions(run: RunResults, layer: str, rows: np.ndarray) -> np.ndarray:
+def _predictions(run: Run, layer: str, rows: np.ndarray) -> np.ndarray:
     """[N, C] predictions of the given rows, with error_km as a last column for places; NaN for training rows."""
     frame = run.predictions[run.predictions["layer"] == layer].set_index("row")
     columns = [f"predicted_{target}" for target in run.targets] + (["error_km"] if run.is_place else [])
     return frame[columns].reindex(rows).to_numpy(np.float64)
 
 
-def _scores(run: RunResults, metric: str, target: str) -> list[list[float | None]] | None:
+def _scores(run: Run, metric: str, target: str) -> list[list[float | None]] | None:
     """[value, ci_low, ci_high] for each layer; None for what is not known."""
     if run.score(run.headline_layer, metric, target) is None:
         return None
@@ -129,7 +129,7 @@ def _scores(run: RunResults, metric: str, target: str) -> list[list[float | None
     return [[float(value) if np.isfinite(value) else None for value in row] for row in values]
 
 
-def _default_colour(run: RunResults) -> str | None:
+def _default_colour(run: Run) -> str | None:
     """The group that colours the map at first: the one that tells most of the place, for dates the first with few."""
     test = run.entities[run.entities["split"] == "test"]
     if run.is_place:
@@ -139,7 +139,7 @@ def _default_colour(run: RunResults) -> str | None:
     return next(few, None)
 
 
-def _extent(run: RunResults) -> dict[str, float] | None:
+def _extent(run: Run) -> dict[str, float] | None:
     if not run.is_place:
         return None
     test = run.entities[run.entities["split"] == "test"]

@@ -2,7 +2,7 @@
 
 import math
 
-from jaxprobe.report.results import RunResults, Score
+from jaxprobe.results.results import Run, Score
 
 
 def count(number: int, noun: str) -> str:
@@ -24,7 +24,7 @@ def layer_title(layer: str) -> str:
     return {"embed": "embed", "final_norm": "final norm"}.get(layer, f"layer {layer}")
 
 
-def describe_headline(results: RunResults) -> str:
+def describe_headline(results: Run) -> str:
     """The result in one line: the layer, its test R2 with interval, the embed state's, and the typical error."""
     headline = results.score(results.headline_layer, "r2")
     parts = [f"{layer_title(results.headline_layer).capitalize()}: test {with_interval(headline)}"]
@@ -42,9 +42,9 @@ def prompt_in_words(prompt: str) -> str:
     return "The name alone, no prompt" if prompt in ("", "{}") else f"Prompt: “{prompt}”"
 
 
-def run_in_words(results: RunResults) -> str:
+def run_in_words(results: Run) -> str:
     """What tells a run from others on a page: model, table, prompt."""
-    return " · ".join((results.model, results.dataset, prompt_in_words(results.prompt)))
+    return " · ".join((results.model, results.dataset, prompt_in_words(results.wording)))
 
 
 def with_unit(value: float, unit: str) -> str:

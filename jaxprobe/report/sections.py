@@ -8,14 +8,14 @@ import numpy as np
 
 from jaxprobe.report.control_section import controls_in_words
 from jaxprobe.report.phrases import count, layer_title, prompt_in_words, run_in_words, with_interval, with_unit
-from jaxprobe.report.results import RunResults
+from jaxprobe.results.results import Run
 
 
-def opening(runs: Sequence[RunResults], title: str) -> str:
+def opening(runs: Sequence[Run], title: str) -> str:
     """Title and result: a paragraph for one run; for several a table of all, and the choice of the one to look at."""
     if len(runs) == 1:
         (results,) = runs
-        about = " · ".join(part for part in (results.model_description, prompt_in_words(results.prompt)) if part)
+        about = " · ".join(part for part in (results.model_description, prompt_in_words(results.wording)) if part)
         return f'<p class="quiet">{escape(about)}</p><h1>{escape(title)}</h1>{headline(results)}'
     options = "".join(f'<option value="{i}">{escape(run_in_words(results))}</option>' for i, results in enumerate(runs))
     paragraphs = "".join(f'<div data-run="{i}">{headline(results)}</div>' for i, results in enumerate(runs))
@@ -26,13 +26,13 @@ def opening(runs: Sequence[RunResults], title: str) -> str:
     )
 
 
-def comparison(runs: Sequence[RunResults]) -> str:
+def comparison(runs: Sequence[Run]) -> str:
     """One row a run: what was read, the chosen layer, its test R2, the embed state's, and the typical error."""
     rows = []
     for results in runs:
         layer = results.headline_layer
         score, embed = results.score(layer, "r2"), results.score("embed", "r2")
-        cells = [results.model, results.dataset, prompt_in_words(results.prompt), layer_title(layer)]
+        cells = [results.model, results.dataset, prompt_in_words(results.wording), layer_title(layer)]
         scores = [with_interval(each).removeprefix("R² ") if each else "–" for each in (score, embed)]
         texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in (*scores, _short_error(results)))
@@ -45,7 +45,7 @@ def comparison(runs: Sequence[RunResults]) -> str:
     )
 
 
-def _short_error(results: RunResults) -> str:
+def _short_error(results: Run) -> str:
     error = results.score(results.headline_layer, "error_km_median", "place")
     if error is not None:
         return f"median {error.value:,.0f} km"
@@ -55,7 +55,7 @@ def _short_error(results: RunResults) -> str:
     return "mean " + " and ".join(with_unit(error.value, unit) for unit, error in errors if error)
 
 
-def headline(results: RunResults) -> str:
+def headline(results: Run) -> str:
     """The result in words, with what it was chosen by and what it stands beside."""
     score, embed = results.score(results.headline_layer, "r2"), results.score("embed", "r2")
     splits = results.entities["split"].value_counts()
@@ -76,7 +76,7 @@ def headline(results: RunResults) -> str:
     return f'<p class="lead">{" ".join(sentence for sentence in sentences if sentence)}</p>'
 
 
-def _typical_error(results: RunResults) -> str:
+def _typical_error(results: Run) -> str:
     error = results.score(results.headline_layer, "error_km_median", "place")
     if error is not None:
         interval = f" [{error.ci_low:,.0f}, {error.ci_high:,.0f}]" if error.has_interval else ""
@@ -86,7 +86,7 @@ def _typical_error(results: RunResults) -> str:
     return f"The mean absolute error is {' and '.join(parts)}." if parts else ""
 
 
-def score_table(results: RunResults) -> str:
+def score_table(results: Run) -> str:
     """Test scores of every layer, training R2 beside them; the headline layer's row is marked."""
     columns = _score_columns(results)
     test = results.scores[results.scores["split"] == "test"].set_index(["target", "metric", "layer"])
@@ -109,7 +109,7 @@ def score_table(results: RunResults) -> str:
     )
 
 
-def _score_columns(results: RunResults) -> list[tuple[str, str, int]]:
+def _score_columns(results: Run) -> list[tuple[str, str, int]]:
     """(target, metric, digits) of the columns that the run has test scores for."""
     wanted = [("mean", "r2", 3)]
     wanted += [(target, "r2", 3) for target in results.targets if len(results.targets) > 1]
@@ -135,13 +135,13 @@ def _cell(scores: Any, key: tuple[str, str, str], digits: int) -> str:
     return text.replace("-", "−")
 
 
-def notes(results: RunResults) -> str:
+def notes(results: Run) -> str:
     """What was noticed while the run went on, one item each."""
     items = "".join(f"<li>{escape(str(note))}</li>" for note in results.result.get("notes", []))
     return f"<h2>Notes</h2><ul>{items}</ul>" if items else ""
 
 
-def colophon(results: RunResults) -> str:
+def colophon(results: Run) -> str:
     """How the run was made: timings, memory, settings, versions."""
     made = {name: f"{value:,.1f} s" for name, value in results.result.get("seconds", {}).items()}
     if peak := results.result.get("peak_memory_bytes"):

@@ -1,7 +1,8 @@
 """The files of a run, in one place: what they are called, what they hold, and how they are written.
 
 A run directory holds
-  config.json                 settings, versions, fingerprint and, once the run has ended, its result
+  config.json                 settings, versions, fingerprint, inputs (digests of weights and tokens), paths (where what
+                              the settings name lay) and, once the run has ended, its result and its files' digests
   activations/                the hidden states (an Orbax store; written by jaxprobe.extract)
   probes.safetensors          the fitted probes
   scores.parquet, scores.csv  one row for each model, dataset, prompt, layer, target, split and metric
@@ -14,9 +15,11 @@ Every file is written under another name and then moved to its place, or in a bu
 interrupted run) finds the old file or the new one, never half of one.
 """
 
+import hashlib
 import json
+import shlex
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +30,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxprobe.errors import InputError
-from jaxprobe.host.paths import AnyPath, as_path, differences, local_copy, replacing
+from jaxprobe.host.paths import AnyPath, absolute, as_path, differences, file_size, is_local, local_copy, replacing
 from jaxprobe.html import html_table, scores_in_words
 
 SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
 SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
 CONTROL_KEYS = (*SCORE_KEYS, "control", "resampled")
 SPLITS = ("train", "test")
+# What nothing but the run itself may write; `jaxprobe report` writes report.html and figures as well.
+_DATA_FILES = ("probes.safetensors", "scores.parquet", "entities.parquet", "predictions.parquet", "controls.parquet")
+_OWN = {*_DATA_FILES, "config.json", "scores.csv", "activations", "figures"}
 
 
 @dataclass(frozen=True)
@@ -100,20 +106,66 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def is_fitted(self) -> bool:
+        """Whether the run ended and everything but its report is there, as it was written, to the last shard."""
+        return self.config_path.is_file() and "result" in self.read_config() and not self.damage()
+
+    @property
     def is_complete(self) -> bool:
-        """Whether the run ended: config.json holds a result and no other file is missing."""
-        config = self.read_config() if self.config_path.is_file() else {}
-        files = [
-            self.probes_path,
-            self.scores_path,
-            self.scores_csv_path,
-            self.entities_path,
-            self.predictions_path,
-            self.report_path,
-        ]
-        if config.get("settings", {}).get("store", True):
-            files.append(self.controls_path)  # made from stored states
-        return "result" in config and all(file.is_file() for file in files)
+        """Whether nothing is left to do: the run ended, its files are as it wrote them, and the report is there."""
+        return self.is_fitted and self.report_path.is_file()
+
+    def damage(self) -> list[str]:
+        """What is missing of a run that has ended, or is not as it was written: one problem a file."""
+        config = self.read_config()
+        stored = config.get("settings", {}).get("store", True)
+        problems = []
+        for name in _DATA_FILES:
+            if name != "controls.parquet" or stored:  # controls are made from stored states
+                try:
+                    self._require_intact(self.path / name, config)
+                except InputError as error:
+                    problems += error.problems
+        if not self.scores_csv_path.is_file():
+            problems.append(f"{self.scores_csv_path} is missing.")
+        if stored and self.activations_path.is_dir():  # without it the run is done: its owner wanted the space
+            from jaxprobe.extract.store.reader import open_activations  # imports JAX
+
+            try:
+                open_activations(self.activations_path)
+            except InputError as error:
+                problems += error.problems
+        return problems
+
+    def mend_command(self, *options: str) -> str:
+        """The command that writes anew what is missing or damaged, from any folder."""
+        place = shlex.quote(str(self.path))
+        return " ".join(("jaxprobe run --config", place, "--out", place, *options))
+
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """File -> its size in bytes and SHA-256, of those that hold results."""
+        files = (self.path / name for name in _DATA_FILES)
+        return {file.name: {"bytes": file_size(file), "sha256": _sha256(file)} for file in files if file.is_file()}
+
+    def _require_intact(self, path: AnyPath, config: Mapping[str, Any] | None = None) -> None:
+        """Raises InputError where a file is missing or not as it was written, with the command that mends it."""
+        remedy = f"Write it anew with: {self.mend_command()}"
+        if not path.is_file():
+            raise InputError(f"{path} is missing. {remedy}" if self._has_result(config) else _not_a_run(path))
+        if config is None:
+            config = self.read_config() if self.config_path.is_file() else {}
+        files = config.get("files")
+        kept = files.get(path.name) if isinstance(files, dict) else None
+        if not isinstance(kept, dict):  # a run of an older version, or one that is being written
+            return
+        same = file_size(path) == kept.get("bytes") and (not is_local(path) or _sha256(path) == kept.get("sha256"))
+        if not same:
+            raise InputError(f"{path} is not as the run wrote it: damaged, or changed since. {remedy}")
+
+    def _has_result(self, config: Mapping[str, Any] | None) -> bool:
+        if config is None and self.config_path.is_file():
+            config = self.read_config()
+        return bool(config) and "result" in config
 
     def _repr_html_(self) -> str:
         """For notebooks: the figures and the test scores of a finished run."""
@@ -126,11 +178,12 @@ class RunDirectory:
         )
         return pictures + html_table(heads, rows, f"Test scores. Report: {self.report_path}", marked)
 
-    def check_owner(self, config: Mapping[str, Any]) -> None:
+    def check_owner(self, config: Mapping[str, Any], *, repair: bool = False) -> None:
         """Refuse a folder that belongs to something else; an empty, absent or own folder passes.
 
         Args:
           config: what this run would write, with "fingerprint" and "settings".
+          repair: take a folder whose config.json can't be read for this run's own; its states are still compared.
         Raises:
           InputError: the folder holds a run with another fingerprint (each differing setting is shown, found against
             wanted), or files but no config.json.
@@ -144,10 +197,16 @@ class RunDirectory:
                     f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}). Name an empty or a new folder."
                 )
             return
-        existing = self.read_config()
+        try:
+            existing = self.read_config()
+        except InputError:
+            if repair:
+                return
+            raise
         if existing.get("fingerprint") == config["fingerprint"]:
             return
-        lines = list(differences(existing.get("settings", {}), config.get("settings", {})))
+        settings = existing.get("settings")
+        lines = list(differences(settings if isinstance(settings, dict) else {}, config.get("settings", {})))
         lines = lines or [
             f"  fingerprint: {existing.get('fingerprint')} there, {config['fingerprint']} wanted (settings are equal; "
             "the weights, the table or the version of jaxprobe changed)"
@@ -165,23 +224,25 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any]:
         """Read config.json. Raises InputError where it is absent or is not a JSON object."""
-        _require_file(self.config_path)
+        if not self.config_path.is_file():
+            raise InputError(_not_a_run(self.config_path))
+        remedy = "Give the run's own command again with --repair, which writes it anew."
         try:
             config = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{self.config_path} is not valid JSON ({error}). Remove the folder and run again."
-            ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.config_path} is not valid JSON ({error}). {remedy}") from None
         if not isinstance(config, dict):
-            raise InputError(f"{self.config_path} holds a {type(config).__name__}, not a JSON object.")
+            raise InputError(f"{self.config_path} holds a {type(config).__name__}, not a JSON object. {remedy}")
+        odd = [name for name in ("settings", "result", "files") if not isinstance(config.get(name, {}), dict)]
+        if odd:
+            raise InputError(f"{self.config_path}: {', '.join(odd)} should be an object. {remedy}")
         return config
 
     def read_result(self) -> dict[str, Any]:
         """What config.json holds of a run that has ended. Raises InputError where it has not."""
         config = self.read_config()
         if "result" not in config:
-            again = f"jaxprobe run --config {self.config_path} --out {self.path}"
-            raise InputError(f"{self.path} is not finished. Go on with: {again}")
+            raise InputError(f"{self.path} is not finished. Go on with: {self.mend_command()}")
         return config["result"]
 
     def write_scores(self, scores: pd.DataFrame) -> None:
@@ -196,7 +257,7 @@ class RunDirectory:
 
     def read_scores(self) -> pd.DataFrame:
         """Read and check scores.parquet."""
-        scores = _read_parquet(self.scores_path)
+        scores = self._read_parquet(self.scores_path)
         _check_scores("scores", scores, SCORE_KEYS)
         return scores
 
@@ -207,7 +268,7 @@ class RunDirectory:
 
     def read_controls(self) -> pd.DataFrame:
         """Read and check controls.parquet."""
-        controls = _read_parquet(self.controls_path)
+        controls = self._read_parquet(self.controls_path)
         _check_scores("controls", controls, CONTROL_KEYS)
         return controls
 
@@ -218,7 +279,7 @@ class RunDirectory:
 
     def read_entities(self) -> pd.DataFrame:
         """Read and check entities.parquet."""
-        entities = _read_parquet(self.entities_path)
+        entities = self._read_parquet(self.entities_path)
         _check_entities(entities)
         return entities
 
@@ -229,25 +290,48 @@ class RunDirectory:
 
     def read_predictions(self) -> pd.DataFrame:
         """Read and check predictions.parquet."""
-        predictions = _read_parquet(self.predictions_path)
+        predictions = self._read_parquet(self.predictions_path)
         _check_predictions(predictions)
         return predictions
 
-    def write_probes(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-        """Write probes.safetensors; metadata holds strings only, among them "headline_layer"."""
+    def write_probes(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str | Sequence[str]]) -> None:
+        """Write probes.safetensors; metadata holds strings, among them "headline_layer", and lists of strings."""
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        texts = {name: value if isinstance(value, str) else json.dumps(list(value)) for name, value in metadata.items()}
         with replacing(self.probes_path) as temporary:
             # Not save_file: it makes a file that only its owner can read.
-            temporary.write_bytes(save(contiguous, metadata=dict(metadata)))
+            temporary.write_bytes(save(contiguous, metadata=texts))
 
-    def read_probes(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Read the arrays of probes.safetensors and its metadata."""
-        _require_file(self.probes_path)
+    def read_probes(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Read the arrays of probes.safetensors and its metadata; states, targets and units are lists of strings."""
+        self._require_intact(self.probes_path)
         try:
             with local_copy(self.probes_path) as copy, safe_open(copy, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+                arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except SafetensorError as error:
-            raise InputError(f"{self.probes_path} cannot be read ({error}). Fit the probes again.") from None
+            remedy = f"Write it anew with: {self.mend_command()}"
+            raise InputError(f"{self.probes_path} cannot be read ({error}). {remedy}") from None
+        lists = {name: _read_names(metadata[name]) for name in ("states", "targets", "units") if name in metadata}
+        return arrays, metadata | lists
+
+    def _read_parquet(self, path: AnyPath) -> pd.DataFrame:
+        self._require_intact(path)
+        try:
+            with local_copy(path) as copy:
+                return pd.read_parquet(copy)
+        except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
+            remedy = f"Write it anew with: {self.mend_command()}"
+            raise InputError(f"{path} cannot be read as Parquet ({error}). {remedy}") from None
+
+
+def refuse_own_file(out: AnyPath) -> None:
+    """Raises InputError where ``out`` is, or lies in, a file or folder that only a run itself writes."""
+    place = absolute(out)
+    place = place.resolve() if is_local(place) else place
+    for folder in place.parents:
+        config = folder / "config.json"
+        if place.relative_to(folder).parts[0] in _OWN and config.is_file() and b'"fingerprint"' in config.read_bytes():
+            raise InputError(f"{out} is a file of the run in {folder}. Name another with --out.")
 
 
 def _write_parquet(frame: pd.DataFrame, path: AnyPath) -> None:
@@ -255,18 +339,18 @@ def _write_parquet(frame: pd.DataFrame, path: AnyPath) -> None:
         frame.to_parquet(temporary, index=False)
 
 
-def _read_parquet(path: AnyPath) -> pd.DataFrame:
-    _require_file(path)
-    try:
-        with local_copy(path) as copy:
-            return pd.read_parquet(copy)
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
-        raise InputError(f"{path} cannot be read as Parquet ({error}). Run again to write it anew.") from None
+def _not_a_run(path: AnyPath) -> str:
+    return f"{path} is missing, so {path.parent} is not a run, or the run has not got that far."
 
 
-def _require_file(path: AnyPath) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing, so {path.parent} is not a run, or the run has not got that far.")
+def _sha256(path: AnyPath) -> str:
+    with local_copy(path) as copy, copy.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_names(text: str) -> list[str]:
+    """A list of the probes' metadata: JSON, or in runs of version 0.1 joined by commas."""
+    return json.loads(text) if text.startswith("[") else text.split(",")
 
 
 def _check_scores(table: str, scores: pd.DataFrame, keys: tuple[str, ...]) -> None:

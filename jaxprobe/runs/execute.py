@@ -1,5 +1,6 @@
 """One run from settings to report: check, extract, fit, score, write. Every check comes before the model's weights."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,7 +39,7 @@ from jaxprobe.models.load import LanguageModel, ModelFiles, choose_dtype, fit_me
 from jaxprobe.models.placement import place
 from jaxprobe.report.page import write_report
 from jaxprobe.results.folder import RunDirectory
-from jaxprobe.settings import RunConfig, default_folder, fingerprint, to_json, versions
+from jaxprobe.settings import RunConfig, absolute_paths, default_folder, fingerprint, to_json, versions
 
 Say = Callable[[str], None]
 
@@ -96,9 +97,11 @@ def finish(
     config, directory = prepared.config, prepared.directory
     # The fingerprint is of what changes a number; of the rest it is the mesh that processes must agree on.
     alike = f"{prepared.document['fingerprint']} on {mesh_text(prepared.mesh.shape)}"
-    facts = exchange([alike, directory.is_complete and not config.repair])
+    facts = exchange([alike, directory.is_fitted and not config.repair])
     check_alike([fingerprint for fingerprint, _ in facts])
     if facts[0][1]:
+        if is_main() and not directory.report_path.is_file():
+            write_report(directory)
         say(f"{directory.path} is finished: nothing to do. Report: {directory.report_path}")
         return directory
     before = dict(progress.seconds)  # of an earlier run
@@ -155,16 +158,23 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
         )
     sizes = len(extraction.states), len(folds), extraction.width, len(table.target_names)
     sums, fit = (0, Memory(0, 0)) if config.store else streaming_memory(*sizes, mesh)
-    inputs = extraction_settings(files, extraction) | {
+    made_from = json.loads(json.dumps(extraction_settings(files, extraction)))  # as it will be read back
+    inputs = {
         "dtype": dtype,
         "targets": [table.target_names, table.targets.tolist(), table.is_test.tolist()],
         "groups": {name: np.asarray(labels).astype(str).tolist() for name, labels in table.groups.items()},
     }
     settings = to_json(config)
-    document = {"settings": settings, "versions": versions(), "fingerprint": fingerprint(settings, inputs)}
+    document = {
+        "settings": settings,
+        "versions": versions(),
+        "fingerprint": fingerprint(settings, [table.name, made_from, inputs]),
+        "paths": absolute_paths(config),
+        "inputs": made_from,
+    }
     directory = RunDirectory(config.out)
     if is_main():
-        directory.check_owner(document)
+        directory.check_owner(document, repair=config.repair)
     memory = memory_needed(passes, files.config, mesh, dtype, sums, fit)
     prepared = Prepared(
         config, table, files, mesh, mesh_reason, dtype, extraction, passes, folds, memory, directory, document
@@ -172,7 +182,7 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
     for line in describe(prepared) if is_main() else ():
         say(line)
     _check_room(prepared)
-    if is_main() and not directory.config_path.exists():
+    if is_main() and (config.repair or not directory.config_path.exists()):
         directory.write_config(document)
     return prepared
 
@@ -320,9 +330,9 @@ def write_results(
             f"{probes.criterion}_mse": fit.loo_mse,
         },
         {
-            "states": ",".join(probes.states),
-            "targets": ",".join(table.target_names),
-            "units": ",".join(table.units),
+            "states": probes.states,
+            "targets": table.target_names,
+            "units": table.units,
             "fitted": "unit_vectors" if table.unit_vectors else "targets",
             "headline_layer": probes.headline,
         },
@@ -350,7 +360,7 @@ def write_results(
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
     }
-    directory.write_config(prepared.document | {"result": result})
+    directory.write_config(prepared.document | {"result": result, "files": directory.digests()})
     write_report(directory)
 
 

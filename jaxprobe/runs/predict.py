@@ -43,9 +43,9 @@ def predict(run: AnyPath, texts: Sequence[str]) -> pd.DataFrame:
     if not texts or not all(text.strip() for text in texts):
         raise InputError('No text to predict for, or an empty one. Name some: --text "Reykjavik" "Lima".')
     arrays, metadata = directory.read_probes()
-    state, targets = metadata["headline_layer"], tuple(metadata["targets"].split(","))
+    state, targets = metadata["headline_layer"], tuple(metadata["targets"])
     x = _read_state(config, directory.read_scores()["dataset"].iloc[0], texts, state)
-    layer = metadata["states"].split(",").index(state)
+    layer = metadata["states"].index(state)
     nothing = np.empty(0)
     fit = RidgeFit(arrays["weights"], arrays["intercept"], arrays["x_mean"], nothing, nothing, nothing, nothing)
     predicted = predict_layer(fit, layer, x)

@@ -7,11 +7,11 @@ import time
 from rich.console import Console
 
 from jaxprobe.host.progress import (
-    LogProgress,
-    NoProgress,
-    TerminalProgress,
-    console_progress,
-    default_progress,
+    LogReporter,
+    Reporter,
+    TerminalReporter,
+    console_reporter,
+    default_reporter,
     in_words,
 )
 
@@ -25,7 +25,7 @@ def show(progress, seconds=0.0):
 
 def test_a_log_has_lines_with_rate_and_time_left():
     written = io.StringIO()
-    progress = LogProgress(Console(file=written, width=200))
+    progress = LogReporter(Console(file=written, width=200))
     progress.every = 0.05
     show(progress, 0.06)
     running, again, ended = written.getvalue().splitlines()
@@ -41,7 +41,7 @@ def test_a_log_has_lines_with_rate_and_time_left():
 
 def test_a_terminal_has_a_bar_that_vanishes():
     written = io.StringIO()
-    progress = TerminalProgress(Console(file=written, force_terminal=True, width=80))
+    progress = TerminalReporter(Console(file=written, force_terminal=True, width=80))
     show(progress, 0.15)
     text = written.getvalue()
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in text.replace("\r", "\n").splitlines()]
@@ -51,9 +51,9 @@ def test_a_terminal_has_a_bar_that_vanishes():
 
 
 def test_what_is_shown_where():
-    assert isinstance(console_progress(Console(file=io.StringIO())), LogProgress)
-    assert isinstance(console_progress(Console(file=io.StringIO(), force_terminal=True)), TerminalProgress)
-    assert type(default_progress()) is NoProgress
+    assert isinstance(console_reporter(Console(file=io.StringIO())), LogReporter)
+    assert isinstance(console_reporter(Console(file=io.StringIO(), force_terminal=True)), TerminalReporter)
+    assert type(default_reporter()) is Reporter
 
 
 def test_durations_in_words():

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxprobe.results.folder import RunDirectory
-from tests.report.invented import QUALITY, city_entities, work_entities, write_run
+from tests.invented import QUALITY, city_entities, work_entities, write_run
 
 
 @pytest.fixture

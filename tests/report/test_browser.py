@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from jaxprobe.report.page import write_report
-from tests.report.invented import HEADLINE, QUALITY, city_entities, work_entities, write_run
+from tests.invented import HEADLINE, QUALITY, city_entities, work_entities, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the test extra)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from jaxprobe.report.page import render_page
-from jaxprobe.report.results import load_results
-from tests.report.invented import control_rows
+from jaxprobe.results.results import Run
+from tests.invented import control_rows
 from tests.report.test_page import Page
 
 
 def page_of(run) -> Page:
-    return Page(render_page([load_results(run)]))
+    return Page(render_page([Run(run)]))
 
 
 def test_headline_says_what_is_reached_without_the_layers(place_run):

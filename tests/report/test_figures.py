@@ -13,7 +13,7 @@ from jaxprobe.report.canvas import house_style
 from jaxprobe.report.figures import predicted_against_true, r2_by_layer, spread_apart, write_figures
 from jaxprobe.report.map_figure import place_map
 from jaxprobe.report.maps import OKABE_ITO
-from jaxprobe.report.results import load_results
+from jaxprobe.results.results import Run
 
 
 def texts(figure):
@@ -28,7 +28,7 @@ def texts(figure):
 def test_r2_by_layer_draws_the_scores(place_run):
     scores = place_run.read_scores()
     mean = scores[(scores["metric"] == "r2") & (scores["target"] == "mean")].set_index("layer")
-    figure = r2_by_layer(load_results(place_run))
+    figure = r2_by_layer(Run(place_run))
     (axes,) = figure.axes
     line = next(line for line in axes.lines if line.get_linewidth() == 2)
     np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 7))
@@ -45,7 +45,7 @@ def test_r2_by_layer_draws_the_scores(place_run):
 
 def test_map_draws_every_prediction_in_its_true_continent_s_colour(place_run):
     entities, predictions = place_run.read_entities(), place_run.read_predictions()
-    figure = place_map(load_results(place_run))
+    figure = place_map(Run(place_run))
     main, truth, embed = figure.axes
     test = entities[entities["split"] == "test"].merge(predictions[predictions["layer"] == "4"], on="row")
     order = list(test["group_continent"].value_counts().index)
@@ -76,11 +76,11 @@ def test_map_says_how_many_predictions_lie_outside(place_run):
     moved = predictions.index[predictions["layer"] == "4"][:3]
     predictions.loc[moved, "predicted_longitude"] = 200.0
     place_run.write_predictions(predictions)
-    assert "3 predictions outside the frame." in texts(place_map(load_results(place_run)))
+    assert "3 predictions outside the frame." in texts(place_map(Run(place_run)))
 
 
 def test_time_figure_draws_predicted_against_true(time_run):
-    results = load_results(time_run)
+    results = Run(time_run)
     frame = time_run.read_entities().merge(time_run.read_predictions().query("layer == '4'"), on="row")
     (axes,) = predicted_against_true(results).axes
     drawn = np.asarray(axes.collections[0].get_offsets())
@@ -93,9 +93,9 @@ def test_time_figure_draws_predicted_against_true(time_run):
 )
 def test_written_figures_are_pictures_and_the_same_each_time(request, fixture, stems):
     run = request.getfixturevalue(fixture)
-    first = {path: path.read_bytes() for path in write_figures(load_results(run))}
+    first = {path: path.read_bytes() for path in write_figures(Run(run))}
     assert {path.name for path in first} == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
-    assert {path: path.read_bytes() for path in write_figures(load_results(run))} == first
+    assert {path: path.read_bytes() for path in write_figures(Run(run))} == first
     for path in first:
         if path.suffix == ".svg":
             assert ElementTree.fromstring(first[path]).tag.endswith("svg")
@@ -112,7 +112,7 @@ def test_names_that_are_no_plain_text_are_drawn_as_text(place_run):
     entities = place_run.read_entities()
     entities["group_continent"] = entities["group_continent"].replace({"Asia": "آسيا 🌏 $x^2", "Europe": "</script>"})
     place_run.write_entities(entities)
-    results = load_results(place_run)
+    results = Run(place_run)
     assert len(write_figures(results)) == 4
     figure = place_map(results)
     title = figure.texts[0]

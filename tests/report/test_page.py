@@ -6,7 +6,7 @@ import pytest
 
 from jaxprobe.errors import InputError
 from jaxprobe.report.page import render_page, write_report
-from jaxprobe.report.results import load_results
+from jaxprobe.results.results import Run
 
 HOSTILE = "</script></style><img src=x onerror=alert(1)> \"double\" 'single' & \u0645\u062f\u064a\u0646\u0629 🏙️"
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
 
 def read(run) -> Page:
-    return Page(render_page([load_results(run)]))
+    return Page(render_page([Run(run)]))
 
 
 def test_headline_is_in_words_with_its_baseline(place_run):
@@ -107,7 +107,7 @@ def test_text_from_data_is_never_markup(request, fixture):
 
 def test_report_and_figures_are_written_into_the_run(place_run, time_run, tmp_path):
     assert write_report(place_run) == place_run.report_path
-    assert place_run.report_path.read_text(encoding="utf-8") == render_page([load_results(place_run)])
+    assert place_run.report_path.read_text(encoding="utf-8") == render_page([Run(place_run)])
     assert (place_run.figures_path / "map.png").is_file()
     assert write_report(place_run, time_run, path=tmp_path / "both.html") == tmp_path / "both.html"
     page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ import pytest
 from jaxprobe.report import payload
 from jaxprobe.report.page import write_report
 from jaxprobe.report.payload import MISSING, encode_runs
-from jaxprobe.report.results import load_results
-from tests.report.invented import QUALITY, city_entities, write_run
+from jaxprobe.results.results import Run
+from tests.invented import QUALITY, city_entities, write_run
 
 
 def array(text: str, dtype: str) -> np.ndarray:
@@ -25,7 +25,7 @@ def by_layer(run: dict, column: int) -> np.ndarray:
 
 
 def test_predictions_of_every_layer_come_back(place_run):
-    run = encode_runs([load_results(place_run)])["runs"][0]
+    run = encode_runs([Run(place_run)])["runs"][0]
     predictions = place_run.read_predictions()
     for column, name in enumerate(["predicted_latitude", "predicted_longitude", "error_km"]):
         wanted = predictions.pivot(index="layer", columns="row", values=name).loc[list(QUALITY)]
@@ -35,7 +35,7 @@ def test_predictions_of_every_layer_come_back(place_run):
 
 
 def test_entities_come_back(place_run):
-    page = encode_runs([load_results(place_run)])
+    page = encode_runs([Run(place_run)])
     table, entities = page["tables"][0], place_run.read_entities()
     assert table["text"] == entities["text"].tolist()
     np.testing.assert_array_equal(array(table["is_test"], "u1") == 1, entities["split"] == "test")
@@ -51,7 +51,7 @@ def test_a_missing_prediction_is_missing_in_the_page(place_run):
     predictions = place_run.read_predictions()
     gone = predictions.query("layer == '2'").index[0]
     place_run.write_predictions(predictions.drop(index=gone))
-    run = encode_runs([load_results(place_run)])["runs"][0]
+    run = encode_runs([Run(place_run)])["runs"][0]
     missing = np.isnan(by_layer(run, 0))
     rows = array(run["map"]["rows"], "<u4")
     assert missing.sum() == 1
@@ -65,7 +65,7 @@ def test_large_runs_are_sampled_and_the_page_says_so(place_run, monkeypatch):
     entities = place_run.read_entities()
     entities["text"] = [f"place {row}" for row in entities["row"]]
     place_run.write_entities(entities)
-    page = encode_runs([load_results(place_run)])
+    page = encode_runs([Run(place_run)])
     run, table = page["runs"][0], page["tables"][0]
     assert sum(len(name) for name in table["text"]) <= 2000 < sum(entities["text"].str.len())
     assert table["sampled_from"] == 600
@@ -80,7 +80,7 @@ def test_large_runs_are_sampled_and_the_page_says_so(place_run, monkeypatch):
 def test_runs_on_the_same_entities_share_a_table(tmp_path, time_run):
     entities = city_entities(100)
     runs = [write_run(tmp_path / name, entities, QUALITY, "cities", name) for name in "ab"]
-    page = encode_runs([load_results(run) for run in (*runs, time_run)])
+    page = encode_runs([Run(run) for run in (*runs, time_run)])
     assert [run["table"] for run in page["runs"]] == [0, 0, 1]
     assert len(page["tables"]) == 2
 
@@ -89,7 +89,7 @@ def test_the_page_is_valid_json_whatever_the_scores(place_run):
     scores = place_run.read_scores()
     scores.loc[(scores["metric"] == "r2") & (scores["layer"] == "1"), ["value", "ci_low", "ci_high"]] = np.nan
     place_run.write_scores(scores)
-    page = encode_runs([load_results(place_run)])
+    page = encode_runs([Run(place_run)])
     json.dumps(page, allow_nan=False)
     assert page["runs"][0]["scores"]["mean r2"][2] == [None, None, None]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxprobe.errors import InputError
-from jaxprobe.report.results import layer_position, load_results
+from jaxprobe.results.results import Run, layer_position
 
 
 def test_layers_stand_in_the_order_of_the_forward_pass():
@@ -14,7 +14,7 @@ def test_layers_stand_in_the_order_of_the_forward_pass():
 
 
 def test_scores_are_found_by_name(place_run):
-    results = load_results(place_run)
+    results = Run(place_run)
     scores = place_run.read_scores()
     row = scores.query("layer == '4' and target == 'place' and metric == 'error_km_median'").iloc[0]
     score = results.score("4", "error_km_median", "place")
@@ -29,9 +29,14 @@ def test_headline_layer_comes_from_the_config_or_else_the_probes(place_run):
     config = place_run.read_config()
     config["result"]["headline_layer"] = "2"
     place_run.write_config(config)
-    assert load_results(place_run).headline_layer == "2"
-    place_run.write_config({name: value for name, value in config.items() if name != "result"})
-    assert load_results(place_run).headline_layer == "4"
+    assert Run(place_run).headline_layer == "2"
+    del config["result"]["headline_layer"]
+    place_run.write_config(config)
+    assert Run(place_run).headline_layer == "4"
+    del config["result"]
+    place_run.write_config(config)
+    with pytest.raises(InputError, match="is not finished. Go on with: jaxprobe run --config"):
+        Run(place_run)
 
 
 def test_every_disagreement_between_the_files_is_raised_at_once(place_run):
@@ -44,7 +49,7 @@ def test_every_disagreement_between_the_files_is_raised_at_once(place_run):
     config["result"]["headline_layer"] = "9"
     place_run.write_config(config)
     with pytest.raises(InputError) as caught:
-        load_results(place_run)
+        Run(place_run).check_together()
     message = str(caught.value)
     assert "holds 2 values of model, wanted one" in message
     assert "headline layer '9' has no test scores" in message
