@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,12 +29,14 @@ class Tokens(NamedTuple):
       straddling: [*] int64, the entities with a token that also covers text outside of the entity
         (a token's leading space does not count).
       bos_id: the id that every entity starts with.
+      plain: [*] int64, the entities that spell a special token, of which the model reads the letters.
     """
 
     ids: np.ndarray
     starts: np.ndarray
     straddling: np.ndarray
     bos_id: int
+    plain: np.ndarray
 
 
 def tokenize(
@@ -49,7 +52,9 @@ def tokenize(
 
     The whole string is tokenised once and the entity's tokens are found by character offsets, because the tokens of
     the parts are not the parts of the tokens. Text after the entity shapes its tokens but is not run. BOS is always
-    prepended here: without it a one-token name sits at position 0, where the massive activations are.
+    prepended here: without it a one-token name sits at position 0, where the massive activations are. A name is data:
+    one that spells a special token ("Paris</s>") is read as the letters that it has, and a prompt's own special tokens
+    stay what they are.
 
     Args:
       tokenizer: any fast tokenizer that has a BOS token.
@@ -60,11 +65,13 @@ def tokenize(
       seed: of the random ids, where the prompt asks for them.
     Raises:
       InputError: no BOS, or a prompt that brings its own; entities that are empty, have no tokens, or are longer
-        than `max_length`; a token that the model does not have.
+        than `max_length`; a token that the model does not have; special tokens in entities and in their prompt.
     """
     prompt = find_prompt("", prompt) if isinstance(prompt, str) else prompt
     texts = prompt.spell(texts)
-    _check_input(tokenizer, texts, prompt)
+    special = _special_tokens(tokenizer)
+    plain = [row for row, text in enumerate(texts) if special.search(text)]
+    _check_input(tokenizer, texts, prompt, plain)
     count = len(tokenizer) if vocabulary is None else min(vocabulary, len(tokenizer))
     prefix = _random_ids(tokenizer, count, (len(texts) if prompt.prefix_per_row else 1, prompt.random_tokens), seed)
     before, after = prompt.template.split("{}")
@@ -76,7 +83,11 @@ def tokenize(
     straddling, without_tokens = [], []
     for first in range(0, len(texts), CHUNK_ROWS):
         chunk = [before + text + after for text in texts[first : first + CHUNK_ROWS]]
-        encodings = backend.encode_batch(chunk, add_special_tokens=False)
+        backend.encode_special_tokens = not special.search(prompt.template)  # as text
+        try:
+            encodings = backend.encode_batch(chunk, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = False
         for row, (string, encoding) in enumerate(zip(chunk, encodings, strict=True), start=first):
             stop, straddles = _entity_stop(string, encoding.offsets, len(before), len(string) - len(after))
             if straddles:
@@ -93,7 +104,15 @@ def tokenize(
             f"Token {max(ids)} of the tokenizer (it has {len(tokenizer):,}) is not one of the model's {vocabulary:,}. "
             "Name the model's own tokenizer with --tokenizer."
         )
-    return Tokens(np.array(ids, np.int32), starts, np.array(straddling, np.int64), tokenizer.bos_token_id)
+    rows = [np.array(some, np.int64) for some in (straddling, plain)]
+    return Tokens(np.array(ids, np.int32), starts, rows[0], tokenizer.bos_token_id, rows[1])
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
+    """Finds what a text spells of the special tokens, such as "</s>"."""
+    spelled = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    spelled |= set(tokenizer.all_special_tokens)
+    return re.compile("|".join(map(re.escape, sorted(spelled - {""}, key=len, reverse=True))) or r"(?!)")
 
 
 def _entity_stop(string: str, offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, bool]:
@@ -121,7 +140,9 @@ def _random_ids(
     return np.random.default_rng(seed).choice(ordinary, shape).tolist()
 
 
-def _check_input(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt: Prompt) -> None:
+def _check_input(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt: Prompt, plain: Sequence[int]
+) -> None:
     problems = []
     if tokenizer.bos_token_id is None:
         problems.append(
@@ -132,6 +153,11 @@ def _check_input(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], promp
         problems.append(
             f"Prompt {prompt.template!r} starts with BOS ({tokenizer.bos_token}), which is always prepended. "
             "Take it out of the prompt."
+        )
+    if plain and (own := _special_tokens(tokenizer).findall(prompt.template)):
+        problems.append(
+            f"Entities spell a special token of the tokenizer in {in_rows(plain, texts)}, and the prompt "
+            f"has {', '.join(dict.fromkeys(own))}: all of them are taken as special or none. Leave these rows out."
         )
     if empty := [row for row, text in enumerate(texts) if not text.strip()]:
         problems.append(f"Empty entities: {in_rows(empty)}. Leave these rows out.")
@@ -168,8 +194,13 @@ def show_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, rows: Sequen
 
 
 def token_notes(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
-    """What the user should know: BOS, and entities whose tokens straddle the entity's edge, with an example."""
+    """What the user should know: BOS, and entities with special tokens or tokens across their edge, with an example."""
     notes = [f"BOS {tokenizer.bos_token} (id {tokens.bos_id}) is prepended to every entity."]
+    if tokens.plain.size:
+        notes.append(
+            f"Entities that spell a special token, which is read as text: {tokens.plain.size:,}, e.g. "
+            + show_tokens(tokenizer, tokens, tokens.plain[:1].tolist())[0]
+        )
     if tokens.straddling.size:
         notes.append(
             f"Entities with a token that also covers text outside of the entity: {tokens.straddling.size:,}, e.g. "

@@ -26,6 +26,14 @@ def test_shown_tokens(tokenizer):
     assert second.replace(" | ", "") == "row 1: <|im_start|>WhereĠisĠReykjavik"
 
 
+def test_special_tokens_in_names_as_transformers_splits_them(tokenizer):
+    names = ["Paris<|im_end|>", "<|im_start|>Paris", "<|endoftext|>"]
+    tokens = tokenize(tokenizer, names, "Where is {}")
+    for row, name in enumerate(names):
+        expected = tokenizer("Where is " + name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert tokens.ids[tokens.starts[row] : tokens.starts[row + 1]].tolist() == [tokens.bos_id, *expected]
+
+
 @pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
 @pytest.mark.parametrize(
     ("table", "prompt", "padded", "distinct"),

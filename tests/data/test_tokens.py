@@ -139,6 +139,38 @@ def test_shown_tokens_start_with_bos_and_stop_at_the_entity():
     assert len(token_notes(tokenizer, result)) == 1
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", ["Paris</s>", "<s>Paris", "New <pad>York", "</s>", "<s>", "Paris<|im_end|>"])
+def test_a_special_token_in_a_name_is_read_as_text(kind, name):
+    tokenizer = TOKENIZERS[kind]
+    added = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    with_more = PreTrainedTokenizerFast(tokenizer_object=added, bos_token="<s>", eos_token="</s>")
+    with_more.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<pad>"]})
+    result = tokenize(with_more, ["Paris", name], "Where is {}")
+    ids = result.ids[result.starts[1] :].tolist()
+    # Only BOS is special, and what the rest spells is the prompt and the name.
+    assert ids[0] == with_more.bos_token_id and not set(ids[1:]) & set(with_more.all_special_ids)
+    spelled = b"".join(token_bytes(kind, token) for token in with_more.convert_ids_to_tokens(ids[1:]))
+    assert spelled.decode().strip() == f"Where is {name}"
+    assert result.plain.tolist() == [1]
+    assert any("read as text: 1, e.g. row 1: <s> | " in note for note in token_notes(with_more, result))
+    # As before for everyone else who asks.
+    assert with_more.encode("</s>", add_special_tokens=False) == [with_more.eos_token_id]
+
+
+def test_a_prompts_special_tokens_stay_special():
+    tokenizer = byte_level(trim_offsets=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"]})
+    user, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    result = tokenize(tokenizer, ["Paris", "Lyon"], "<|user|>Where is {}<|end|>")
+    first = result.ids[: result.starts[1]].tolist()
+    assert first == [tokenizer.bos_token_id, user, *tokenizer.encode("Where is Paris", add_special_tokens=False)]
+    assert end not in result.ids and result.plain.size == 0 and len(token_notes(tokenizer, result)) == 1
+    message = r"special token of the tokenizer in 1 row \(row 1 'Ly<\|end\|>on'\), and the prompt has <\|user\|>:"
+    with pytest.raises(InputError, match=message):
+        tokenize(tokenizer, ["Paris", "Ly<|end|>on"], "<|user|>Where is {}")
+
+
 def test_random_prefix():
     tokenizer = TOKENIZERS["metaspace"]
     texts = ["Paris", "São Paulo", "Reykjavík"]
