@@ -22,7 +22,7 @@ from jaxprobe.data import fetch as fetch_module
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.fetch import fetch
 from jaxprobe.errors import InputError
-from jaxprobe.extract.store.reader import COMMITTED, DamagedError
+from jaxprobe.extract.store.layout import COMMITTED, DamagedError
 from jaxprobe.host.paths import as_path, is_local, remove_folder, replacing
 from jaxprobe.models.files import checkpoint
 from jaxprobe.models.files.checkpoint import open_checkpoint, weights_digest

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from jaxprobe import open_activations
-from jaxprobe.extract.store.reader import is_complete
+from jaxprobe.extract.store.layout import is_complete
 from jaxprobe.extract.trie import SHARD_ENTITIES
 from tests.tiny_llama import save_model
 

@@ -17,7 +17,7 @@ import pytest
 
 from jaxprobe.errors import InputError
 from jaxprobe.extract import extraction as collect
-from jaxprobe.extract.store.reader import is_complete
+from jaxprobe.extract.store.layout import is_complete
 from jaxprobe.host.processes import check_alike, gather_rows, start
 from jaxprobe.models.files.source import DEMO_MODEL
 from jaxprobe.results.folder import RunDirectory

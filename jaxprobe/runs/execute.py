@@ -28,8 +28,9 @@ from jaxprobe.extract.extraction import (
     plan_extraction,
     split_extraction,
 )
+from jaxprobe.extract.store.layout import size_on_disk
 from jaxprobe.extract.store.reader import open_activations
-from jaxprobe.extract.store.writer import check_space, size_on_disk
+from jaxprobe.extract.store.writer import check_space
 from jaxprobe.host.paths import as_path
 from jaxprobe.host.processes import agreed, check_alike, exchange, is_main
 from jaxprobe.host.progress import Progress, default_progress, in_words, peak_memory
@@ -201,7 +202,7 @@ def disk_bytes(prepared: Prepared) -> int:
     """Bytes that the states of a run take on disk."""
     extraction = prepared.extraction
     shards = len(extraction.plan.shards)
-    return size_on_disk(len(prepared.table), len(extraction.states), extraction.width, prepared.dtype, shards)
+    return size_on_disk(len(prepared.table), [extraction.width] * len(extraction.states), prepared.dtype, shards)
 
 
 def describe(prepared: Prepared) -> list[str]:

@@ -31,17 +31,25 @@ class Stored(NamedTuple):
 
 
 def make_stored(
-    *, rows: int = 50, shard_rows: int = 8, width: int = 12, states=("embed", "0", "1"), dtype: str = "float32"
+    *,
+    rows: int = 50,
+    shard_rows: int = 8,
+    width: int = 12,
+    states=("embed", "0", "1"),
+    dtype: str = "float32",
+    widths=None,
 ) -> Stored:
     rng = np.random.default_rng(0)
     order = rng.permutation(rows)
-    values = rng.standard_normal((len(states), rows, width)).astype(np.dtype(dtype))
+    widths = widths or {}
+    values = [rng.standard_normal((rows, widths.get(state, width))).astype(np.dtype(dtype)) for state in states]
     arguments = {
         "settings": {"model": "tiny", "prompt": {"name": "empty", "template": "{}"}, "layers": [0, 1]},
         "rows": [order[i : i + shard_rows] for i in range(0, rows, shard_rows)],
         "states": states,
         "width": width,
         "dtype": dtype,
+        "widths": widths,
     }
     return Stored(arguments, dict(zip(states, values, strict=True)))
 

@@ -1,5 +1,8 @@
 """Reading: the rows, states and shardings asked for, in the order of the table."""
 
+import json
+import zlib
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprobe.errors import InputError
+from jaxprobe.extract.store.layout import canonical
 from jaxprobe.extract.store.reader import open_activations
 
 
@@ -79,3 +83,45 @@ def test_the_default_is_one_device(view, stored):
     found = view.read(["1", "embed"])
     assert found.devices() == {jax.devices()[0]}
     np.testing.assert_array_equal(found, np.stack([stored.truth["1"], stored.truth["embed"]]))
+
+
+def test_states_of_other_widths_stand_beside_the_stream(tmp_path, make_stored):
+    stored = make_stored(states=("embed", "0.mid", "mlp.0", "0"), widths={"mlp.0": 32})
+    view = open_activations(stored.fill(tmp_path))
+    assert {state: view[state].shape for state in view} == {
+        "embed": (50, 12),
+        "0.mid": (50, 12),
+        "mlp.0": (50, 32),
+        "0": (50, 12),
+    }
+    for state, expected in stored.truth.items():
+        np.testing.assert_array_equal(view.rows(state, [4, 1]), expected[[4, 1]], strict=True)
+    np.testing.assert_array_equal(view.read(["mlp.0"])[0], stored.truth["mlp.0"])
+    with pytest.raises(InputError, match="12, 32"):
+        view.read(["0", "mlp.0"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"states": ["embed", "../../evil", "1"]},
+        {"states": ["embed", "/etc/evil", "1"]},
+        {"states": ["embed", "embed", "1"]},
+        {"rows": 10**30},
+        {"rows": "50"},
+        {"shards": 10**9},
+        {"width": -1},
+        {"dtype": "object"},
+        {"widths": {"7": 3}},
+    ],
+    ids=str,
+)
+def test_a_manifest_may_come_from_anyone(tmp_path, stored, changes):
+    """What it says is looked at, though its checksum is right: names become paths, numbers become sizes."""
+    path = stored.fill(tmp_path)
+    body = json.loads((path / "manifest.json").read_text()) | changes
+    del body["crc32"]
+    body["crc32"] = zlib.crc32(canonical(body))
+    (path / "manifest.json").write_text(json.dumps(body))
+    with pytest.raises(InputError, match="site|damaged|not finished"):
+        open_activations(path)

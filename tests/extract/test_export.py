@@ -59,3 +59,13 @@ def test_a_damaged_store_exports_nothing_in_part(tmp_path, make_stored):
     with pytest.raises(InputError, match="shard 2"):
         export_activations(path, tmp_path / "out.safetensors")
     assert {entry.name for entry in tmp_path.iterdir()} == {"store"}
+
+
+def test_states_of_other_widths(tmp_path, make_stored):
+    stored = make_stored(states=("mlp.0", "0", "mlp.1"), widths={"mlp.0": 32, "mlp.1": 32})
+    path = stored.fill(tmp_path / "store")
+    for file in export_activations(path, tmp_path / "out"):
+        np.testing.assert_array_equal(np.load(file), stored.truth[file.name.removesuffix(".npy")])
+    export_activations(path, tmp_path / "states.safetensors")
+    for state, found in load_file(tmp_path / "states.safetensors").items():
+        np.testing.assert_array_equal(found, stored.truth[state], strict=True)

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.store.reader import DamagedError, open_activations
-from jaxprobe.extract.store.writer import check_space, size_on_disk
+from jaxprobe.extract.store.layout import DamagedError, size_on_disk
+from jaxprobe.extract.store.reader import open_activations
+from jaxprobe.extract.store.writer import check_space
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +278,7 @@ def test_size_on_disk(tmp_path, make_stored, states):
     stored.fill(tmp_path)
     size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     # What the files add to the values is an estimate from above, and small even beside these small shards.
-    assert 0.97 < size / size_on_disk(1000, states, 128, "float32", shards=2) <= 1
+    assert 0.97 < size / size_on_disk(1000, [128] * states, "float32", shards=2) <= 1
 
 
 def flip_a_bit(file, rng):

@@ -38,7 +38,7 @@ def export_activations(path: str | PathLike, out: str | PathLike, states: Sequen
         return [_write_safetensors(view, states, out)]
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name a folder for .npy files, or a file that ends in .safetensors.")
-    check_space(out, len(states) * 4 * view.shape[0] * view.shape[1])
+    check_space(out, 4 * view.shape[0] * sum(map(view.width_of, states)))
     files = []
     for state in states:
         with replacing(out / f"{state}.npy") as temporary:
@@ -49,14 +49,14 @@ def export_activations(path: str | PathLike, out: str | PathLike, states: Sequen
 
 def _write_safetensors(view: Activations, states: Sequence[str], out: AnyPath) -> AnyPath:
     """The format's own layout, so that one state at a time is in memory: its library wants all of them at once."""
-    size = view.shape[0] * view.shape[1] * view.dtype.itemsize
-    check_space(out.parent, len(states) * size)
+    ends = np.cumsum([view.shape[0] * view.width_of(state) * view.dtype.itemsize for state in states]).tolist()
+    check_space(out.parent, ends[-1])
     header: dict[str, Mapping] = {"__metadata__": {"manifest": json.dumps(view.manifest.key(), ensure_ascii=False)}}
-    for i, state in enumerate(states):
+    for state, begin, end in zip(states, [0, *ends], ends, strict=False):
         header[state] = {
             "dtype": _SAFETENSORS_DTYPES[view.dtype.name],
-            "shape": view.shape,
-            "data_offsets": [i * size, (i + 1) * size],
+            "shape": (view.shape[0], view.width_of(state)),
+            "data_offsets": [begin, end],
         }
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes

@@ -1,12 +1,11 @@
 """Writing hidden states to disk as they come, in shards that are complete or absent; a start goes on where one ended.
 
-The folder's layout stands at the top of jaxprobe.extract.store.reader, which reads it.
+The folder's layout stands at the top of jaxprobe.extract.store.layout.
 """
 
 import errno
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -24,44 +23,34 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint._src.multihost import multihost as orbax_processes
-from orbax.checkpoint.experimental.v1._src.synchronization import multihost as orbax_v1_processes
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.store.reader import (
-    CHECKPOINTABLE,
+from jaxprobe.extract.store.layout import (
     COMMITTED,
+    DTYPES,
     MANIFEST,
     DamagedError,
     Manifest,
     checksums,
     is_complete,
     read_manifest,
-    verify_shards,
+    size_on_disk,
     write_manifest,
 )
+from jaxprobe.extract.store.reader import verify_shards
+from jaxprobe.extract.store.shards import UNFINISHED, ShardWriter
 from jaxprobe.host.paths import AnyPath, absolute, differences, is_local, remove_folder
 from jaxprobe.host.processes import agreed, exchange, is_main
+from jaxprobe.sites import parse_sites
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-DTYPES = ("float32", "bfloat16")
 LOCK = "writer.lock"
 SHARED_SECONDS, SEEN_SECONDS = 10, 60  # how long a network file system may take to show a new file, or a new shard
-UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax leaves behind when its process dies
 _NO_LOCK = "{path} can't be locked ({reason}): let only one job write to it."
-# Bytes of Orbax's own files; they vary with the order in which it wrote. Measured for 3 to 31 states.
-_BYTES_PER_SHARD, _BYTES_PER_LEAF = 3_000, 1_000
-
-
-def size_on_disk(rows: int, states: int, width: int, dtype: str, shards: int = 1) -> int:
-    """Bytes that a store of ``rows`` x ``states`` x ``width`` values takes."""
-    values = rows * (states * width * np.dtype(dtype).itemsize + 4)
-    return values + shards * (_BYTES_PER_SHARD + _BYTES_PER_LEAF * (states + 2))
 
 
 def check_space(path: str | PathLike, size: int) -> None:
@@ -106,13 +95,7 @@ class ActivationStore:
         self._lock = lock
         self._missing = {shard for shard in range(manifest.shards) if not is_complete(path, shard)}
         self._in_flight: tuple[int, Any] | None = None  # a shard and Orbax's promise for it
-        logging.getLogger("absl").addFilter(self._not_from_orbax)
-        self._options = ocp.Context()
-        # Hidden states hardly compress (8 %, in twice the time). A shard is handed over, so it needs no copy.
-        self._options.array.saving.use_compression = False
-        self._options.memory.deepcopy_host_arrays = False
-        if jax.process_count() > 1:
-            _save_alone(self._options)
+        self._writer = ShardWriter()
 
     @classmethod
     def open(
@@ -124,6 +107,7 @@ class ActivationStore:
         width: int,
         dtype: str,
         *,
+        widths: Mapping[str, int] | None = None,
         source: Mapping[str, str | None] | None = None,
         repair: bool = False,
     ) -> "ActivationStore":
@@ -133,9 +117,10 @@ class ActivationStore:
           path: a folder, or its address in a bucket; made where it is absent.
           settings: what the states depend on, as JSON values: weights digest, tokens, prompt; not hardware.
           rows: table rows of each shard; together 0..N-1, each once.
-          states: state names.
+          states: names of sites.
           width: D.
           dtype: "float32" or "bfloat16".
+          widths: of the states that are not D wide.
           source: the model's name and revision, to be kept for information; not compared.
           repair: first read everything that is there and drop what is damaged.
         Raises:
@@ -148,14 +133,15 @@ class ActivationStore:
                 f"{', '.join(DTYPES)}."
             )
         path = absolute(path)  # which Orbax asks for
-        wanted = _manifest(settings, rows, states, width, dtype, source or {})
+        wanted = _manifest(settings, rows, states, width, dtype, widths, source)
         finished = _check_folder(path, wanted, repair)
         lock = _take_lock(path, needed=repair or not finished)
         try:
             dropped = _prepare(path, wanted, repair) if lock else ()
             missing = [rows[shard] for shard in range(len(rows)) if not is_complete(path, shard)]
             if missing:
-                check_space(path, size_on_disk(sum(map(len, missing)), len(states), width, dtype, len(missing)))
+                each = [wanted.width_of(state) for state in states]
+                check_space(path, size_on_disk(sum(map(len, missing)), each, dtype, len(missing)))
         except BaseException:
             _release(lock)
             raise
@@ -193,9 +179,8 @@ class ActivationStore:
             size = sum(leaf.nbytes for leaf in leaves.values())
             if is_local(self.path) and shutil.disk_usage(self.path).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with self._options, _uninterrupted():
-                promise = ocp.save_async(self.path / str(shard), leaves, checkpointable_name=CHECKPOINTABLE)
-                self._in_flight = (shard, promise)
+            with _uninterrupted():
+                self._in_flight = (shard, self._writer.start(self.path / str(shard), leaves))
         except Exception as error:
             raise self._not_written(shard, error) from error
 
@@ -232,7 +217,7 @@ class ActivationStore:
         try:
             self.wait()
         finally:
-            logging.getLogger("absl").removeFilter(self._not_from_orbax)
+            self._writer.close()
             _release(self._lock)
             self._lock = None
 
@@ -242,17 +227,13 @@ class ActivationStore:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _not_from_orbax(self, record: logging.LogRecord) -> bool:
-        # Orbax logs an error several times, with traces, before it raises it; what it raises is reported by us.
-        return "orbax" not in record.pathname
-
     def _check_shard(self, shard: int, states: Mapping[str, np.ndarray]) -> None:
         if shard not in self._missing or (self._in_flight and self._in_flight[0] == shard):
             raise ValueError(f"shard {shard} is not missing")
         if set(states) != set(self.manifest.states):
             raise ValueError(f"shard {shard} has states {', '.join(states)}, not {', '.join(self.manifest.states)}")
-        expected = ((len(self._rows[shard]), self.manifest.width), self.manifest.dtype)
         for name, values in states.items():
+            expected = ((len(self._rows[shard]), self.manifest.width_of(name)), self.manifest.dtype)
             if (values.shape, values.dtype.name) != expected:
                 raise ValueError(f"state {name!r} of shard {shard} is {values.shape} {values.dtype}, not {expected}")
 
@@ -284,7 +265,7 @@ def open_together(
         _check_shared(folder)
         missing, dropped = exchange([store.missing, store.dropped] if store else None)[0]
         if store is None:
-            manifest = _manifest(settings, rows, *shape, options.get("source") or {})
+            manifest = _manifest(settings, rows, *shape, options.get("widths"), options.get("source"))
             store = ActivationStore(folder, manifest, rows, None, tuple(dropped))
         store._missing = set(missing)  # as process 0 sees it; a network file system may show others an older state
         return store
@@ -322,19 +303,6 @@ def _check_shared(path: AnyPath) -> None:
         mine.unlink(missing_ok=True)
 
 
-def _save_alone(options: ocp.Context) -> None:
-    """Lets Orbax save what this process has, and wait for no other: a shard is one process's own.
-
-    Its option ``active_processes`` reaches the barriers only. Saves by its version 1 (0.12.8) still compare paths with
-    all processes, exchange signals with them, and write NumPy arrays in process 0 only. So the functions by which it
-    asks for its place among processes have to say that there are no others.
-    """
-    options.multiprocessing.active_processes = {0}
-    for module in (orbax_processes, orbax_v1_processes):
-        module.process_count, module.process_index = (lambda: 1), (lambda: 0)
-    orbax_processes.is_jax_distributed_client_initialized = lambda: False
-
-
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Holds Ctrl-C and SIGTERM back until the block ends.
@@ -362,8 +330,10 @@ def _manifest(
     states: Sequence[str],
     width: int,
     dtype: str,
-    source: Mapping[str, str | None],
+    widths: Mapping[str, int] | None,
+    source: Mapping[str, str | None] | None,
 ) -> Manifest:
+    parse_sites(states)
     order = np.concatenate(rows)
     if not np.array_equal(np.sort(order), np.arange(len(order))):
         raise ValueError("the shards' rows are not 0..N-1, each once")
@@ -379,7 +349,8 @@ def _manifest(
         shards=len(rows),
         row_order=digest.hexdigest()[:16],
         versions={name: version(name) for name in ("jaxprobe", "jax", "orbax-checkpoint")},
-        source=dict(source),
+        source=dict(source or {}),
+        widths=dict(widths or {}),
     )
 
 
