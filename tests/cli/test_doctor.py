@@ -112,7 +112,7 @@ def test_without_pytorch_nothing_is_compared(model):
         "find = finder.find_spec\n"
         "finder.find_spec = lambda name, *more: None if name.split('.')[0] == 'torch' else find(name, *more)\n"
     )
-    probe = f"from jaxprobe import cli; cli.main(['doctor', '--model', {model!r}])"
+    probe = f"from jaxprobe.cli.main import main; main(['doctor', '--model', {model!r}])"
     result = subprocess.run([sys.executable, "-c", hide + probe], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     note, remedy = result.stdout.splitlines()[-2:]
