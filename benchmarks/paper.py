@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks.baselines.batches import PAPER_BATCH, in_file_order
 from jaxprobe.cost.chips import CHIPS
-from jaxprobe.cost.operations import matrix_weights
+from jaxprobe.cost.counts import matrix_weights
 from jaxprobe.data.catalog import list_datasets, load_table
 from jaxprobe.data.prompts import list_prompts
 from jaxprobe.data.tokens import tokenize

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from packaging.requirements import Requirement
 
-from jaxprobe.cost.memory import free_memory
 from jaxprobe.data.catalog import list_datasets
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import Extraction, extract_states, plan_extraction
+from jaxprobe.host.machine import free_memory
 from jaxprobe.host.paths import as_path, is_local
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.files.source import DEMO_MODEL

@@ -1,18 +1,30 @@
-"""Operations, traffic and collectives from shapes: what a plan for GPUs rests on, and compiled ones are held to.
+"""Parameters, operations, bytes and collectives of a run's programs, from shapes alone.
 
-Letters and mesh axes as in jaxprobe/mesh.py. Everything is of one chip.
+The one model of cost: `run` checks memory and time by it before it starts, `plan` holds compiled programs to it and
+rests on it where nothing can be compiled. Letters and mesh axes as in jaxprobe/mesh.py. A device is one chip.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxprobe.cost.operations import block_bytes, keys_met, matrix_weights, slot_operations
+from jax.sharding import Mesh
+
+from jaxprobe.extract.forward import root_slots
 from jaxprobe.extract.sums import moments_size, wave_size
+from jaxprobe.extract.trie import Plan
+from jaxprobe.host.machine import product_rate
 from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.placement import parameter_bytes
+from jaxprobe.models.transformer import BLOCK_AXES
+
+# A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
+SHARE_OF_PRODUCT = 0.75
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class Collective(NamedTuple):
-    """A collective operation of one chip."""
+    """A collective operation of one device."""
 
     kind: str
     size: int  # bytes of its result; of a reduce-scatter, of its operand
@@ -21,70 +33,146 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends for all turns, by the ring algorithms."""
+        """Bytes that a device sends for all turns, by the ring algorithms."""
         share = (self.devices - 1) / self.devices
         moved = {"all-reduce": 2 * share, "collective-permute": 1.0, "all-to-all": share}.get(self.kind, share)
         return self.times * self.size * moved
 
 
+class Program(NamedTuple):
+    """What one call of a program takes of each device: counted from shapes, or as a compiler has it. Sizes in bytes."""
+
+    name: str
+    arguments: int
+    outputs: int
+    temporary: int
+    peak: int  # what is there at once while it runs
+    operations: float  # of its matrix products; a compiler also counts the rest, a loop's body times its turns
+    traffic: float  # bytes read from and written to memory; 0 where it is not known
+    collectives: tuple[Collective, ...] = ()
+    compile_s: float = 0.0  # 0 where it was counted
+    refused: str = ""  # the compiler's own words, where it found that memory does not suffice
+
+
 class Step(NamedTuple):
     """One step of the forward."""
 
-    bins: int  # B, over all chips
+    bins: int  # B, over all devices
     slots: int  # T
     root: int  # R
     wanted: int  # W
     states: int
 
 
-class Count(NamedTuple):
-    """What a program does on one chip."""
-
-    operations: float
-    traffic: float  # bytes read from and written to memory
-    temporary: int  # bytes
-    outputs: int  # bytes
-    collectives: tuple[Collective, ...]
+# ---- The forward ------------------------------------------------------------------------------------------------
 
 
-def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int) -> Count:
-    """The forward of ``step.bins`` bins."""
-    data, model = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1)
-    bins, keys = step.bins // data, keys_met(step.slots, step.root)
-    products = bins * step.slots * slot_operations(config, keys) // model
-    one = block_bytes(config, bins, step.slots, keys, mesh, dtype_bytes)
-    outputs = step.states * bins * step.wanted * config.width * dtype_bytes // model
+def block_matrices() -> dict[str, str]:
+    """Parameter -> axes, of one block's weights that are multiplied with; gains and biases are not."""
+    return {name: axes[1:] for name, axes in BLOCK_AXES.items() if "D" in axes and set(axes) - set("LD")}
+
+
+def matrix_weights(config: LlamaConfig) -> int:
+    """Numbers in one block's weight matrices."""
+    sizes = config.sizes()
+    return sum(math.prod(sizes[letter] for letter in axes) for axes in block_matrices().values())
+
+
+def keys_met(slots: int, root: int) -> int:
+    """Slots that a slot of a bin attends over, on average: the root's, and of its bin half or all (see `attend`)."""
+    return root + 3 * slots // 4
+
+
+def slot_operations(config: LlamaConfig, keys: int) -> int:
+    """Floating-point operations of the products of one slot in one block.
+
+    The slot meets every weight in a multiplication and an addition, and each of its query heads meets ``keys`` slots
+    (see `keys_met`), once for the scores and once for the values.
+    """
+    heads = config.kv_heads * config.queries_per_kv * config.head_width
+    return 2 * (matrix_weights(config) + 2 * keys * heads)
+
+
+def forward_operations(plan: Plan, config: LlamaConfig) -> int:
+    """Floating-point operations of the matrix products in the forward passes of a plan."""
+    shapes = [batch.tokens.shape for shard in plan.shards for batch in shard.batches]
+    root = len(plan.root)
+    return config.layers * sum(bins * slots * slot_operations(config, keys_met(slots, root)) for bins, slots in shapes)
+
+
+def forward_seconds(operations: float, mesh: Mesh) -> float | None:
+    """How long so many operations take here, by the rate of a product.
+
+    None on accelerators: how much of their rate a forward reaches depends on the model and the mesh.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return operations / (SHARE_OF_PRODUCT * product_rate())
+
+
+def forward_steps(plan: Plan, states: int, mesh: Mapping[str, int], shares: int) -> list[Step]:
+    """The step of each shape that a plan's batches have, of all shares side by side."""
+    found = {}
+    for batch in (batch for shard in plan.shards for batch in shard.batches):
+        (bins, slots), wanted = batch.tokens.shape, batch.wanted.shape[1]
+        wanted = -(-wanted // mesh.get("model", 1)) * mesh.get("model", 1)  # as `_put` fills it up
+        found[bins, slots, wanted] = Step(shares * bins, slots, root_slots(plan.root), wanted, states)
+    return list(found.values())
+
+
+def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype: str, platform: str) -> Program:
+    """The forward of ``step.bins`` bins. Its temporary memory is an upper bound: blocks run one after the other."""
+    data, model, item = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1), ITEM_BYTES[dtype]
+    bins, keys, heads = step.bins // data, keys_met(step.slots, step.root), config.kv_heads * config.queries_per_kv
+    numbers = bins * step.slots
+    # Of one block: its weights (in float32 on a CPU, which widens them), and its float32 arrays.
+    held = matrix_weights(config) // model
+    weights = held * (4 if platform == "cpu" else item)
+    stream, inner = 4 * numbers * config.width, 4 * numbers * config.mlp_width // model
+    query, scores = 4 * numbers * heads * config.head_width // model, 4 * numbers * keys * heads // model
+    # XLA copies all blocks' weights on a CPU before the first: bfloat16 as bits, and over ``fsdp`` for their layout.
+    fsdp = mesh.get("fsdp", 1)
+    copied = config.layers * held * item // fsdp if platform == "cpu" and (fsdp > 1 or item < 4) else 0
+    # The block's weights are there once more, cut out of those of all blocks and gathered over ``fsdp``.
+    temporary = copied + weights + 3 * stream + 2 * inner + 3 * query + 2 * scores
+    outputs = step.states * bins * step.wanted * config.width * item // model
+    root = 2 * config.layers * step.root * config.kv_heads * config.head_width * item // model
+    arguments = parameter_bytes(config, mesh, dtype) + root
     # The stream is read and written about four times a block, each product's result twice.
-    traffic = config.layers * (one.weights + 8 * one.stream + 4 * (one.inner + one.query + one.scores)) + outputs
-    return Count(
-        config.layers * products, traffic, one.temporary, outputs, step_collectives(config, step, mesh, dtype_bytes)
-    )
+    traffic = config.layers * (weights + 8 * stream + 4 * (inner + query + scores)) + outputs
+    operations = config.layers * (numbers * slot_operations(config, keys) // model)
+    collectives = _step_collectives(config, step, mesh, item)
+    peak = arguments + temporary + outputs
+    return Program("forward step", arguments, outputs, temporary, peak, operations, traffic, collectives)
 
 
-def step_collectives(
-    config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype_bytes: int
-) -> tuple[Collective, ...]:
+def _step_collectives(config: LlamaConfig, step: Step, mesh: Mapping[str, int], item: int) -> tuple[Collective, ...]:
     """Two sums of the residual stream over ``model`` and one gathering of a block's weights over ``fsdp``, a block."""
     fsdp, model = mesh.get("fsdp", 1), mesh.get("model", 1)
     stream = 4 * step.bins // (mesh.get("data", 1) * fsdp) * step.slots * config.width
     found = []
     if model > 1:
         found.append(Collective("all-reduce", stream, model, 2 * config.layers))
-        found.append(Collective("all-reduce", stream * dtype_bytes // 4, model, 1))  # of the embedding
+        found.append(Collective("all-reduce", stream * item // 4, model, 1))  # of the embedding
     if fsdp > 1:
-        found.append(Collective("all-gather", matrix_weights(config) * dtype_bytes // model, fsdp, config.layers))
-        found.append(Collective("all-to-all", stream * dtype_bytes // 4, fsdp, 1))
+        found.append(Collective("all-gather", matrix_weights(config) * item // model, fsdp, config.layers))
+        found.append(Collective("all-to-all", stream * item // 4, fsdp, 1))
     return tuple(found)
 
 
-def count_moments(states: int, rows: int, segments: int, width: int, targets: int, chips: int, bytes_: int) -> Count:
-    """Adding a shard of ``rows`` rows to the sums of its states; each row is in one segment."""
-    layers = -(-states // chips)
+# ---- Sums and fits ----------------------------------------------------------------------------------------------
+
+
+def count_sums(states: int, rows: int, segments: int, width: int, targets: int, devices: int, dtype: str) -> Program:
+    """Adding a shard of ``rows`` rows to the sums of its states (--no-store); each row is in one segment."""
+    layers = -(-states // devices)
     operations = 2.0 * layers * rows * width * (width + targets + 1)
-    sums = moments_size(states, segments, width, targets, chips)
-    shard = wave_size(states, rows, width, bytes_, chips)
-    # Beside the shard four float32 matrices, as the compiler has it for TPUs.
-    return Count(operations, 3.0 * sums + 2 * shard, 4 * 4 * width**2 + shard, sums, ())
+    sums = moments_size(states, segments, width, targets, devices)
+    shard = wave_size(states, rows, width, ITEM_BYTES[dtype], devices)
+    # Beside the shard four float32 matrices, as the compiler has it for TPUs; the sums are changed in place.
+    temporary = 4 * 4 * width**2
+    peak, traffic = sums + shard + temporary, 3.0 * sums + 2 * shard
+    return Program("sums (--no-store)", sums + shard, sums, temporary, peak, operations, traffic)
 
 
 def count_ridge(rows: int, width: int, targets: int, penalties: int) -> dict[str, float]:

@@ -1,88 +1,111 @@
-"""Memory that an extraction takes, known before it starts, against what is free."""
+"""Memory of a whole run, known before it starts: what is there at once on the host and on each device."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from jax.sharding import Mesh
 
-from jaxprobe.cost.operations import block_bytes, keys_met
+from jaxprobe.cost.counts import ITEM_BYTES, Program, count_step, count_sums, forward_steps
 from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import Extraction
-from jaxprobe.extract.forward import STEPS_IN_FLIGHT, devices_per_share, root_slots
+from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.extract.shares import share_count
 from jaxprobe.extract.sums import wave_size
-from jaxprobe.extract.trie import Plan, batch_shapes
+from jaxprobe.host.machine import free_memory, free_on_devices
 from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.load import DTYPES
 from jaxprobe.models.placement import parameter_bytes
+from jaxprobe.probes.metrics import scoring_memory
 
 # The shard being filled, the one before it on its way to the disk or the devices, and for the disk a copy.
 STORED_SHARDS, STREAMED_SHARDS = 3, 2
+# Float64 matrices that the fit of one state holds for each fold (5.0 measured at D = 1536, 5 folds).
+_FIT_COPIES = 6
 
 
 class Memory(NamedTuple):
-    """Bytes: of the host, and of each device."""
+    """Bytes: of the host, and of each device (0 for devices that use the host's own memory, a CPU's)."""
 
     host: int
     device: int
 
 
+def fit_memory(folds: int, width: int, targets: int) -> int:
+    """Bytes that the fit of one state from sums takes where it runs: on one GPU, or on the host."""
+    return _FIT_COPIES * 8 * folds * width * (width + targets + 1)
+
+
+def peak_of_stored(forward: Program) -> int:
+    """Bytes of a device while steps whose states are stored run one after the other."""
+    return forward.peak + STEPS_IN_FLIGHT * forward.outputs
+
+
+def peak_of_streamed(parameters: int, forward: Program, sums: Program, exchanged: int) -> int:
+    """Bytes of a device where states are summed up: a shard waits to be added while the next steps begin.
+
+    Args:
+      parameters: bytes of the weights.
+      exchanged: bytes of the shards that other processes send (see `wave_size`).
+    """
+    waiting = (STEPS_IN_FLIGHT + 1) * forward.outputs + sums.arguments + exchanged
+    return waiting + max(forward.peak - forward.outputs, parameters + sums.peak - sums.arguments)
+
+
 def memory_needed(
-    extractions: Sequence[Extraction], config: LlamaConfig, mesh: Mesh, dtype: str, sums: int, fit: Memory
+    passes: Sequence[Extraction],
+    config: LlamaConfig,
+    mesh: Mesh,
+    dtype: str,
+    *,
+    scored_rows: int,
+    targets: int,
+    folds: int = 0,
 ) -> Memory:
-    """What is in memory at once while the extractions run one after the other, and the fit from sums after the first.
+    """What is in memory at once in a run whose extractions go one after the other.
+
+    With --no-store each device holds the sums while the first of them runs; they are fitted, and the rows of the last
+    scored, with the weights still there. Stored states are fitted and scored without the weights, one at a time.
 
     Args:
       config: of the blocks that are run.
-      sums: bytes on each device of what streamed rows are summed up in; 0 where states are stored.
-      fit: what a fit from the sums takes, with the weights still there.
-
-    Returns:
-      The host's, and each device's: 0 for devices that use the host's own memory (CPU).
+      scored_rows: rows whose predictions are scored: the test rows, of stored states all.
+      folds: of the training rows, 0 where states are stored.
     """
-    item = np.dtype(DTYPES[dtype]).itemsize
-    kept = parameter_bytes(config, mesh.shape, dtype) + sums
-    shards = steps = 0
-    for extraction in extractions:
-        states, width = len(extraction.states), extraction.width
-        rows = max(len(shard.rows) for shard in extraction.plan.shards)
-        wanted = max(shard.batches[0].wanted.size for shard in extraction.plan.shards)
-        shards = max(shards, (STREAMED_SHARDS if sums else STORED_SHARDS) * rows * states * width * item)
-        results = (STEPS_IN_FLIGHT + 1) * wanted * states * width * item * share_count(mesh) // mesh.size
-        added = wave_size(states, rows, width, item, mesh.size, share_count(mesh)) if sums else 0
-        steps = max(steps, results + added + _temporary(extraction.plan, config, mesh, item))
-    if mesh.devices.flat[0].platform == "cpu":
-        each = len(mesh.local_devices)
-        return Memory(kept * each + max(shards + steps * each, fit.host), 0)
-    return Memory(max(shards, fit.host), kept + max(steps, fit.device))
-
-
-def _temporary(plan: Plan, config: LlamaConfig, mesh: Mesh, itemsize: int) -> int:
-    """Bytes of each device that the largest step takes beside weights and results."""
-    on_cpu, fsdp = mesh.devices.flat[0].platform == "cpu", mesh.shape["fsdp"]
-    root = root_slots(plan.root)
-    each, item = devices_per_share(mesh), 4 if on_cpu else itemsize
-    blocks = [
-        block_bytes(config, bins // each, slots, keys_met(slots, root), mesh.shape, item)
-        for bins, slots in batch_shapes(plan)
+    platform, item, shares = mesh.devices.flat[0].platform, ITEM_BYTES[dtype], share_count(mesh)
+    states, width = len(passes[0].states), passes[0].width
+    parameters = parameter_bytes(config, mesh.shape, dtype)
+    rows = max(len(shard.rows) for part in passes for shard in part.plan.shards)
+    steps = [
+        count_step(config, step, mesh.shape, dtype, platform)
+        for part in passes
+        for step in forward_steps(part.plan, states, mesh.shape, shares)
     ]
-    # XLA copies all blocks' weights on a CPU before the first: bfloat16 as bits, and over ``fsdp`` for their layout.
-    copies = on_cpu and (fsdp > 1 or itemsize < 4)
-    copied = config.layers * blocks[0].weights * itemsize // item // fsdp if copies else 0
-    return copied + max(block.temporary for block in blocks)
+    shards = (STREAMED_SHARDS if folds else STORED_SHARDS) * rows * states * width * item
+    scoring, fit, sums = scoring_memory(scored_rows, states, targets), 0, 0
+    if folds:
+        add = count_sums(states, rows, folds, width, targets, mesh.size, dtype)
+        sizes = states, rows, width, item, mesh.size
+        exchanged = wave_size(*sizes, shares) - wave_size(*sizes)
+        device = max(peak_of_streamed(parameters, step, add, exchanged) for step in steps)
+        fit, sums = fit_memory(folds, width, targets), add.outputs
+    else:
+        device = max(map(peak_of_stored, steps))
+    if platform == "cpu":
+        each, weights = len(mesh.local_devices), parameters if folds else 0
+        return Memory(max(device * each + shards, (weights + sums) * each + fit, weights * each + scoring), 0)
+    if platform == "gpu" and folds:
+        device, fit = max(device, parameters + sums + fit), 0
+    return Memory(max(shards, fit, scoring), device)
 
 
 def check_memory(needed: Memory, mesh: Mesh) -> None:
     """Raises InputError where the host or a device has less free than is needed; where that can't be known, passes."""
     problems = []
     remedy = "Use --dtype bfloat16, fewer --layers, or more devices."
-    if mesh.devices.flat[0].platform == "cpu":  # where bfloat16 saves little, see `_temporary`
+    if mesh.devices.flat[0].platform == "cpu":  # where bfloat16 saves little, see `count_step`
         remedy = "Use fewer --layers, or a machine with more memory."
     for what, size, free in (
         ("this machine", needed.host, free_memory()),
-        ("a device", needed.device, _free_on_devices(mesh)),
+        ("a device", needed.device, free_on_devices(mesh.local_devices)),
     ):
         if free is not None and free < size:
             problems.append(
@@ -90,27 +113,3 @@ def check_memory(needed: Memory, mesh: Mesh) -> None:
             )
     if problems:
         raise InputError(*problems)
-
-
-def free_memory() -> int | None:
-    """Bytes that this machine, or the container that the process is in, can still give; None off Linux."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # Files in the page cache count as used until something else needs the room.
-        return min(free, limit - used + int(statistics["inactive_file"]))
-    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
-        return free
-
-
-def _free_on_devices(mesh: Mesh) -> int | None:
-    """Bytes free on the fullest of this process's accelerators; None where they don't tell."""
-    found = [device.memory_stats() for device in mesh.local_devices if device.platform != "cpu"]
-    found = [stats for stats in found if stats and "bytes_limit" in stats]
-    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in found), default=None)

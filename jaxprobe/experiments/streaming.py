@@ -5,19 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxprobe.cost.memory import Memory
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.layers import LayerProbes, score_probes
 from jaxprobe.extract.extraction import Extraction, stream_moments, stream_states
 from jaxprobe.extract.forward import ShardStates
-from jaxprobe.extract.sums import MomentStream, moments_size
+from jaxprobe.extract.sums import MomentStream
 from jaxprobe.host.processes import gather_rows
 from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.models.load import LanguageModel
-from jaxprobe.probes.devices import on_tpu
 from jaxprobe.probes.folds import total
 from jaxprobe.probes.metrics import Interval
 from jaxprobe.probes.moments import Moments, centre
@@ -25,8 +22,6 @@ from jaxprobe.probes.ridge import RidgeFit, fit_moments, predict_layer
 
 FOLDS = 5
 MAX_GROUPS = 32  # each takes a D x D matrix for every state
-# Float64 matrices that the fit of one state holds for each fold (5.0 measured at D = 1536, 5 folds).
-_FIT_COPIES = 6
 
 
 def make_folds(table: EntityTable, group: str | None = None, seed: int = 0) -> dict[str, np.ndarray]:
@@ -52,18 +47,6 @@ def make_folds(table: EntityTable, group: str | None = None, seed: int = 0) -> d
             "a matrix of width x width for every state. Take another column, or store the states."
         )
     return {str(name): train[labels == name] for name in names}
-
-
-def fit_memory(folds: int, width: int, targets: int) -> int:
-    """Bytes that the fit of one state takes where it runs: on one GPU, or on the host (TPUs have no float64)."""
-    return _FIT_COPIES * 8 * folds * width * (width + targets + 1)
-
-
-def streaming_memory(states: int, folds: int, width: int, targets: int, mesh: Mesh) -> tuple[int, Memory]:
-    """The moments on each device, and what the fit of one state takes."""
-    fit = fit_memory(folds, width, targets)
-    on_host = on_tpu(mesh) or mesh.devices.flat[0].platform == "cpu"
-    return moments_size(states, folds, width, targets, mesh.size), Memory(fit, 0) if on_host else Memory(0, fit)
 
 
 def stream_probes(

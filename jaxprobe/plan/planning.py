@@ -11,17 +11,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from jaxprobe.cost.chips import Machine, parse_topology, tpu_devices
-from jaxprobe.cost.counts import Count, Step, count_moments, count_ridge, count_step
+from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums, forward_steps
+from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.streaming import FOLDS, fit_memory, make_folds
-from jaxprobe.extract.forward import BINS_PER_DEVICE, STEPS_IN_FLIGHT, choose_states, root_slots
+from jaxprobe.experiments.streaming import FOLDS, make_folds
+from jaxprobe.extract.forward import BINS_PER_DEVICE, choose_states
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.sums import wave_size
-from jaxprobe.extract.trie import SLOTS, Plan, plan_bins
+from jaxprobe.extract.trie import Plan, plan_bins
 from jaxprobe.host.paths import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
 from jaxprobe.models.config import LlamaConfig, from_hugging_face
@@ -32,7 +33,7 @@ from jaxprobe.models.load import DTYPES, choose_dtype
 from jaxprobe.models.placement import choose_mesh, parameter_bytes
 from jaxprobe.models.published import find_published
 from jaxprobe.models.tokenizer import load_tokenizer
-from jaxprobe.plan.programs import Program, forward_program, moments_program, ridge_programs
+from jaxprobe.plan.programs import forward_program, moments_program, ridge_programs
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 # Assumed, and said with every plan; none of it was measured on these chips.
@@ -59,7 +60,7 @@ class RunPlan(NamedTuple):
     entities: int
     distinct_prefixes: int
     step: Step
-    steps: float  # of the forward; one of bins twice as long counts as two
+    steps: float  # of the forward, each as large as ``step``
     compiled: bool  # or counted from shapes
     parameters: int
     forward: Program
@@ -146,7 +147,7 @@ def plan(
     return RunPlan(
         name, config, machine, sizes, reason, dtype, own, table.name, found_prompt.name, len(table),
         layout.distinct_prefixes, step, steps_wanted, on_tpu, parameters, forward, moments, ridge,
-        peak_stored=max(forward.peak + STEPS_IN_FLIGHT * forward.outputs, *(program.peak for program in ridge), 0),
+        peak_stored=max(peak_of_stored(forward), *(program.peak for program in ridge), 0),
         peak_streamed=_streamed_peak(job, parameters, forward, moments, shares),
         fit_streamed=_streamed_fit(job),
         stored=_stored_seconds(job, forward_s),
@@ -204,15 +205,14 @@ def _tokenizer(
 
 
 def _steps(layout: Plan, config: LlamaConfig, mesh: dict[str, int], shares: int) -> tuple[Step, float]:
-    """One step of all shares, and how many the table takes."""
-    batch = layout.shards[0].batches[0]
-    wanted = -(-batch.wanted.shape[1] // mesh["model"]) * mesh["model"]
-    count = sum(
-        next(one for one in row if one is not None).tokens.shape[1] / SLOTS
+    """The largest step of all shares, and how many of its size the table takes."""
+    step = max(forward_steps(layout, config.layers + 1, mesh, shares), key=lambda one: one.bins * one.slots)
+    slots = sum(
+        shares * next(one for one in row if one is not None).tokens.size
         for wave in waves(range(len(layout.shards)), shares)
         for row in steps([layout.shards[shard] for shard in wave], shares)
     )
-    return Step(shares * len(batch.tokens), SLOTS, root_slots(layout.root), wanted, config.layers + 1), count
+    return step, slots / (step.bins * step.slots)
 
 
 _Programs = tuple[Program, Program, tuple[Program, ...]]
@@ -233,36 +233,19 @@ def _compile(job: _Job, devices: list[jax.Device], say: Callable[[str], None]) -
 
 def _count(job: _Job) -> _Programs:
     """The same from shapes, without the ridge."""
-    width, chips = job.config.width, job.machine.count
-    rows = max(len(shard.rows) for shard in job.layout.shards)
-    step = count_step(job.config, job.step, job.mesh, job.itemsize)
-    sums = count_moments(len(job.states), rows, FOLDS, width, job.targets, chips, job.itemsize)
-    parameters = parameter_bytes(job.config, job.mesh, job.dtype)
-    in_place = sums.outputs
-    return (
-        _counted("forward step", step, parameters, 0),
-        _counted("sums (--no-store)", sums, sums.outputs, in_place),
-        (),
-    )
-
-
-def _counted(name: str, count: Count, arguments: int, in_place: int) -> Program:
-    peak = arguments + count.temporary + count.outputs - in_place
-    sizes = arguments, count.outputs, count.temporary, peak
-    return Program(name, *sizes, count.operations, count.traffic, count.collectives, 0.0)
+    rows, states, chips = max(len(shard.rows) for shard in job.layout.shards), len(job.states), job.machine.count
+    forward = count_step(job.config, job.step, job.mesh, job.dtype, job.machine.chip.platform)
+    sums = count_sums(states, rows, FOLDS, job.config.width, job.targets, chips, job.dtype)
+    return forward, sums, ()
 
 
 def _streamed_peak(job: _Job, parameters: int, forward: Program, moments: Program, shares: int) -> int:
-    """The largest of: a step of the forward; a step of the sums while the next forward begins; on GPUs a fit."""
-    results = (STEPS_IN_FLIGHT + 1) * forward.outputs
+    """The larger of a step with what waits beside it, and on GPUs of a fit."""
     rows = max(len(shard.rows) for shard in job.layout.shards)
     sizes = len(job.states), rows, job.config.width, job.itemsize, job.machine.count
-    exchanged = wave_size(*sizes, shares) - wave_size(*sizes)  # what is added is an argument of the moments step
-    return max(
-        forward.peak - forward.outputs + results + moments.outputs,
-        parameters + results + moments.peak + exchanged,
-        parameters + moments.outputs + (_streamed_fit(job) if job.machine.chip.platform == "gpu" else 0),
-    )
+    exchanged = wave_size(*sizes, shares) - wave_size(*sizes)
+    fit = _streamed_fit(job) if job.machine.chip.platform == "gpu" else 0
+    return max(peak_of_streamed(parameters, forward, moments, exchanged), parameters + moments.outputs + fit)
 
 
 def _streamed_fit(job: _Job) -> int:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +10,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprobe.cost.counts import Step, count_ridge
+from jaxprobe.cost.counts import Program, Step, count_ridge
 from jaxprobe.extract.forward import compiled_step
 from jaxprobe.extract.sums import compiled_add, layers_on, members, sum_columns
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.load import DTYPES
 from jaxprobe.models.transformer import Bins, Root, abstract_llama
-from jaxprobe.plan.hlo import Collective, collectives, turns
+from jaxprobe.plan.hlo import collectives, turns
 from jaxprobe.probes import search as solve
 from jaxprobe.probes.devices import layers_at_once, on_tpu, over_layers
 from jaxprobe.probes.eigen import product_dtype
 from jaxprobe.probes.search import RELATIVE_ALPHAS
-
-
-class Program(NamedTuple):
-    """What one program takes of each chip. Sizes in bytes."""
-
-    name: str
-    arguments: int
-    outputs: int
-    temporary: int
-    peak: int  # what is there at once while it runs
-    operations: float  # as the compiler counts them, a loop's body times its turns; the ridge's from shapes
-    traffic: float  # bytes read from and written to memory, likewise; 0 where it is not known
-    collectives: tuple[Collective, ...]
-    compile_s: float
-    refused: str = ""  # the compiler's own words, where it found that memory does not suffice
 
 
 def forward_program(config: LlamaConfig, states: tuple[str, ...], step: Step, mesh: Mesh, dtype: str) -> Program:

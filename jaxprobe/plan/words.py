@@ -5,11 +5,11 @@ from collections import Counter
 from typing import Any
 
 from jaxprobe.cost.chips import GPU_POOL, LINKS, MOST_OF_A_GPU
+from jaxprobe.cost.counts import Program
 from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.host.progress import in_words
 from jaxprobe.mesh import mesh_text
 from jaxprobe.plan.planning import EIGH_SECONDS, READINGS, STORE_BYTES, UTILISATION, RunPlan
-from jaxprobe.plan.programs import Program
 
 
 def describe(plan: RunPlan) -> list[str]:

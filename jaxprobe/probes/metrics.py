@@ -16,7 +16,7 @@ EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the GRS 80 ellipsoid (Moritz 20
 RANK_REPLICATES = 200  # Spearman and medians sort again in each replicate, so they take the first 200 only
 FEWEST_GROUPS = 15  # with fewer the interval often ends above an R2 of 1, and tells little
 _DEFINED = 0.99  # of the replicates, for an interval: what is left out is then less than half of a tail of 2.5 %
-_CHUNK = 200  # replicates at a time: the counts of 32,000 rows then take 51 MB
+_COUNTS = 4_000_000  # at most so many of a chunk of resamples, whatever the number of rows: 32 MB an array
 
 
 class Interval(NamedTuple):
@@ -128,23 +128,33 @@ def _intervals(y_true, predictions, places, groups, replicates, level, seed, wan
     if units is not None and units < FEWEST_GROUPS:
         replicates = 0
     drawn = {name: [] for name in names}
-    for i, counts in enumerate(resample_counts(len(y_true), groups, replicates, seed)):
+    done = 0
+    for counts in resample_counts(len(y_true), groups, replicates, seed):
         for name in names:
-            if name not in ("spearman", "error_km_median") or i * _CHUNK < RANK_REPLICATES:
-                drawn[name].append(_difference(metrics[name], counts))
+            wanted_here = RANK_REPLICATES - done if name in ("spearman", "error_km_median") else len(counts)
+            if wanted_here > 0:
+                drawn[name].append(_difference(metrics[name], counts[:wanted_here]))
+        done += len(counts)
     everything = np.ones((1, len(y_true)))
     return {name: _interval(_difference(metrics[name], everything)[0], drawn[name], level, units) for name in names}
 
 
 def resample_counts(rows: int, groups: Sequence | None, replicates: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, [at most 200, N] resamples at a time: of rows, or of whole groups."""
+    """How often each row is drawn, [chunk, N] resamples at a time: of rows, or of whole groups."""
     rng = np.random.default_rng(seed)
     unit = np.arange(rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     units = int(unit.max()) + 1
-    for start in range(0, replicates, _CHUNK):
-        size = min(_CHUNK, replicates - start)
+    chunk = min(RANK_REPLICATES, max(1, _COUNTS // rows))
+    for start in range(0, replicates, chunk):
+        size = min(chunk, replicates - start)
         drawn = rng.integers(units, size=(size, units)) + units * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)[:, unit].astype(np.float64)
+
+
+def scoring_memory(rows: int, layers: int, targets: int) -> int:
+    """Bytes that `score` takes at most: some arrays of a chunk's counts, and some as large as the predictions."""
+    counts = min(rows * RANK_REPLICATES, max(rows, _COUNTS))
+    return 8 * (counts * (7 + targets) + 8 * rows * layers * targets)
 
 
 def _interval(value: np.ndarray, drawn: list[np.ndarray], level: float, groups: int | None) -> Interval:

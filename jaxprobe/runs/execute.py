@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
+from jaxprobe.cost.counts import forward_operations, forward_seconds
 from jaxprobe.cost.memory import Memory, check_memory, memory_needed
-from jaxprobe.cost.operations import forward_operations, forward_seconds
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import show_tokens, token_notes
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
 from jaxprobe.experiments.layers import LayerProbes, entity_frame, fit_probes, prediction_frame
-from jaxprobe.experiments.streaming import make_folds, stream_probes, streaming_memory
+from jaxprobe.experiments.streaming import make_folds, stream_probes
 from jaxprobe.extract.extraction import (
     Extraction,
     extraction_settings,
@@ -157,8 +157,6 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
         raise InputError(
             "--fold-group goes with --no-store; with stored states the penalty is chosen by leave-one-out."
         )
-    sizes = len(extraction.states), len(folds), extraction.width, len(table.target_names)
-    sums, fit = (0, Memory(0, 0)) if config.store else streaming_memory(*sizes, mesh)
     made_from = json.loads(json.dumps(extraction_settings(files, extraction)))  # as it will be read back
     inputs = {
         "dtype": dtype,
@@ -176,7 +174,9 @@ def prepare(config: RunConfig, say: Say, files: ModelFiles | None = None) -> Pre
     directory = RunDirectory(config.out)
     if is_main():
         directory.check_owner(document, repair=config.repair)
-    memory = memory_needed(passes, files.config, mesh, dtype, sums, fit)
+    scored = len(table) if config.store else int(table.is_test.sum())
+    sizes = {"scored_rows": scored, "targets": len(table.target_names), "folds": len(folds)}
+    memory = memory_needed(passes, files.config, mesh, dtype, **sizes)
     prepared = Prepared(
         config, table, files, mesh, mesh_reason, dtype, extraction, passes, folds, memory, directory, document
     )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxprobe.cost.operations import forward_operations, forward_seconds
+from jaxprobe.cost.counts import forward_operations, forward_seconds
 from jaxprobe.data.catalog import list_datasets
 from jaxprobe.data.prompts import list_prompts
 from jaxprobe.errors import InputError

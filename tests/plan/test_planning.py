@@ -36,8 +36,8 @@ def test_gpus_are_counted_and_said_to_be(gpus):
 
 
 def test_times_follow_from_operations_and_bytes(gpus):
-    step = count_step(gpus.config, gpus.step, gpus.mesh, 2)
-    assert gpus.steps == sum(1 for _ in range(int(gpus.steps))) and gpus.steps >= 1
+    step = count_step(gpus.config, gpus.step, gpus.mesh, "bfloat16", "gpu")
+    assert gpus.steps >= 1 and gpus.steps.is_integer()
     products_s = step.operations / (0.5 * 989e12)
     assert gpus.stored["forward"] >= gpus.steps * products_s
     assert gpus.stored["forward"] == pytest.approx(gpus.steps * max(products_s, step.traffic / 3350e9))
@@ -123,7 +123,7 @@ def test_slices_compile_and_fit(libtpu, model, topology, mesh):
     assert made.mesh == mesh and made.compiled and not made.refused
     assert made.peak_stored < made.memory and made.fits(True)
     _, config = find_published(model)
-    counted = count_step(config, made.step, mesh, 2)
+    counted = count_step(config, made.step, mesh, "bfloat16", "tpu")
     # The compiler adds what is not a matrix product: norms, softmax, rotations.
     assert made.forward.operations == pytest.approx(counted.operations, rel=0.03)
     assert made.forward.outputs == pytest.approx(counted.outputs, rel=0.001)

@@ -158,3 +158,16 @@ def test_intervals_over_groups_cover_the_score_in_the_population(count):
         covered += found.ci_low[0, 0] <= 0.64 <= found.ci_high[0, 0]
     # Percentiles of the same replicates would hold it far less often.
     assert binom.ppf(0.0005, worlds, 0.95) <= covered <= binom.ppf(0.9995, worlds, 0.95)
+
+
+def test_many_rows_draw_the_same_resamples_in_smaller_chunks(monkeypatch):
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(50, 2))
+    predictions = truth + rng.normal(size=(3, 50, 2))
+    whole = score(truth, predictions, places=True, replicates=450)
+    monkeypatch.setattr(
+        "jaxprobe.probes.metrics._COUNTS", 50 * 33
+    )  # 33 resamples of the rows, which 200 is no multiple of
+    for name, interval in score(truth, predictions, places=True, replicates=450).items():
+        for found, expected in zip(interval, whole[name], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
