@@ -4,7 +4,8 @@ Every metric is made into a function of row weights, so a score (all weights 1) 
 are the counts of a resample) come from the same lines.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -124,19 +125,37 @@ def _intervals(y_true, predictions, places, groups, replicates, level, seed, wan
     names = ["r2", "spearman", "mae"] + places * ["error_km_median", "error_km_mean"]
     names = names if wanted is None else [name for name in names if name in wanted]
     metrics = {name: [_METRICS[name](y_true, y_pred) for y_pred in predictions] for name in names}
+    made = {name: partial(_difference, metrics[name]) for name in names}
+    limits = {"spearman": RANK_REPLICATES, "error_km_median": RANK_REPLICATES}
+    return intervals_of(made, len(y_true), groups, replicates, level, seed, limits)
+
+
+def intervals_of(
+    metrics: Mapping[str, Callable],
+    rows: int,
+    groups: Sequence | None,
+    replicates: int,
+    level: float,
+    seed: int,
+    limits: Mapping[str, int],
+) -> dict[str, Interval]:
+    """The score (every row once) and the bootstrap interval of each metric, a function of row weights [B, N].
+
+    ``limits``: metrics that take fewer replicates, for the time that they take.
+    """
     units = None if groups is None else len(np.unique(np.asarray(groups)))
     if units is not None and units < FEWEST_GROUPS:
         replicates = 0
-    drawn = {name: [] for name in names}
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     done = 0
-    for counts in resample_counts(len(y_true), groups, replicates, seed):
-        for name in names:
-            wanted_here = RANK_REPLICATES - done if name in ("spearman", "error_km_median") else len(counts)
-            if wanted_here > 0:
-                drawn[name].append(_difference(metrics[name], counts[:wanted_here]))
+    for counts in resample_counts(rows, groups, replicates, seed):
+        for name, metric in metrics.items():
+            left = min(limits.get(name, replicates) - done, len(counts))
+            if left > 0:
+                drawn[name].append(metric(counts[:left]))
         done += len(counts)
-    everything = np.ones((1, len(y_true)))
-    return {name: _interval(_difference(metrics[name], everything)[0], drawn[name], level, units) for name in names}
+    everything = np.ones((1, rows))
+    return {name: _interval(metric(everything)[0], drawn[name], level, units) for name, metric in metrics.items()}
 
 
 def resample_counts(rows: int, groups: Sequence | None, replicates: int, seed: int) -> Iterator[np.ndarray]:
