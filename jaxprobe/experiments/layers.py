@@ -16,7 +16,7 @@ from jaxprobe.host.processes import gather_rows, share
 from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.html import html_table, scores_in_words
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
-from jaxprobe.probes.ridge import RidgeFit, fit_states, predict_layer
+from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_states, to_fit
 
 
 class LayerProbes(NamedTuple):
@@ -83,7 +83,7 @@ def fit_probes(
     join = functools.partial(gather_rows, rows=here)
     with progress.task("fit", len(states), "states") as advance:
         mine = _Counted(activations, [states[layer] for layer in here], advance)
-        fit = fit_states(mine, train, fitted_targets(table)[train], join=join)
+        fit = to_fit(join(solve_states(mine, train, fitted_targets(table)[train])), states)
     with progress.task("score", len(states), "states") as advance:
         mine = _Counted(activations, [states[layer] for layer in here], advance)
         states_read = zip(here, mine.values(), strict=True)

@@ -18,7 +18,7 @@ from jaxprobe.models.load import LanguageModel
 from jaxprobe.probes.folds import total
 from jaxprobe.probes.metrics import Interval
 from jaxprobe.probes.moments import Moments, centre
-from jaxprobe.probes.ridge import RidgeFit, fit_moments, predict_layer
+from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_moments, to_fit
 
 FOLDS = 5
 MAX_GROUPS = 32  # each takes a D x D matrix for every state
@@ -76,7 +76,8 @@ def stream_probes(
     with progress.task("fit", len(stream.states), "states") as advance:
         here = np.array([stream.states.index(state) for state in stream.states_here], np.int64)
         join = functools.partial(gather_rows, rows=here)
-        fit = fit_moments(_StateMoments(stream, advance), criterion="k_fold", join=join)
+        solved = join(solve_moments(_StateMoments(stream, advance), criterion="k_fold"))
+        fit = to_fit(solved, stream.states, "float64")
         r2 = join({"r2": _training_r2(fit.weights[here], _StateMoments(stream, lambda count: None))})["r2"]
         none = np.full(r2.shape, np.nan)
     del stream  # its memory is free while the test rows run

@@ -16,6 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float64, Int
 
+from jaxprobe.probes.moments import largest_block, principal_axes, rotate
+
 _ROW_MULTIPLE = 8
 
 
@@ -45,8 +47,10 @@ class MomentStream:
     """Moments of the rows of a table that pass by shard by shard.
 
     Rows are shifted by a pilot mean (that of the first shard), so that states whose mean is thousands of times their
-    spread keep their digits. A shard's products are float32 at the highest matmul precision; sums over shards carry
-    their rounding error along (Knuth's two-sum), so they are as exact for a million rows as for a thousand.
+    spread keep their digits; and a state's largest dimensions are rotated among themselves by the pilot's principal
+    axes, as massive dimensions that move together would leave none to what they differ by. A shard's products are
+    float32 at the highest matmul precision; sums over shards carry their rounding error along (Knuth's two-sum), so
+    they are as exact for a million rows as for a thousand.
 
     States are spread over devices. A shard's rows are sent to the device that has the state: n x D numbers, far fewer
     than the D x D sums that a reduction over devices would move, and the result does not depend on their number.
@@ -87,7 +91,7 @@ class MomentStream:
         self._sharding = NamedSharding(self._mesh, P("layer"))
         shape = (self._layers, len(segments), 2, width, sum_columns(width, y.shape[1]))
         self._sums = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=self._sharding)()
-        self._shift: jax.Array | None = None
+        self._pilot: Pilot | None = None
 
     def add(self, shard: int, x: Float[np.ndarray, "L n D"] | Float[Array, "L n D"]) -> None:
         """Adds a shard's rows, each shard once.
@@ -116,11 +120,11 @@ class MomentStream:
             self._add(shard, _pick(self._sharding)(every, place))
 
     def _add(self, shard: int, x: Array) -> None:
-        if self._shift is None:
-            self._shift = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32), axis=1))(x)
+        if self._pilot is None:
+            self._pilot = self._find_pilot(x, len(self._rows[shard]))
         y = np.zeros((x.shape[1], self._targets), np.float32)
         y[: len(self._rows[shard])] = self._y.shifted(self._rows[shard])
-        self._sums = compiled_add(self._mesh)(self._sums, x, self._shift, y, self._members[shard])
+        self._sums = compiled_add(self._mesh)(self._sums, x, self._pilot, y, self._members[shard])
 
     def moments(self, state: str) -> dict[str, Float64[np.ndarray, "..."]]:
         """One state's moments of every segment, with a leading segment axis, in float64.
@@ -129,19 +133,32 @@ class MomentStream:
           count [S]; x_shift [S, D], y_shift [S, C]; and about these shifts x_sum [S, D], y_sum [S, C], xx [S, D, D],
           xy [S, D, C], yy [S, C] (sums, not means).
         """
-        if self._shift is None:
+        if self._pilot is None:
             raise ValueError("no shard was added")
         layer = self.states.index(state)
         # Exact: a float64 holds the sum of two float32 of which one is the other's rounding error.
         sums = _one_layer(self._sums, layer).sum(axis=1, dtype=np.float64)
-        shift = _one_layer(self._shift, layer).astype(np.float64)
+        shift, top, axes = (_one_layer(leaf, layer) for leaf in self._pilot)
         width, ones = len(shift), len(shift) + self._targets
+        # Back to the dimensions of the model, where float64 has digits enough; by the inverse, as rounding left axes
+        # that are orthogonal to seven digits.
+        back = np.linalg.inv(axes.astype(np.float64))
+        sums[:, top] = back.T @ sums[:, top]
+        sums[:, :, top] = sums[:, :, top] @ back
         return self._y.moments() | {
-            "x_shift": np.broadcast_to(shift, (len(self.segments), width)),
+            "x_shift": np.broadcast_to(shift.astype(np.float64), (len(self.segments), width)),
             "x_sum": sums[:, :, ones],
             "xx": sums[:, :, :width],
             "xy": sums[:, :, width:ones],
         }
+
+    def _find_pilot(self, x: Array, rows: int) -> "Pilot":
+        """From the first shard, of which ``rows`` rows are no filling; each process decomposes for its own devices."""
+        shift, top, blocks = _survey(self._mesh)(x, rows)
+        parts = [
+            jax.device_put(principal_axes(np.asarray(piece.data)), piece.device) for piece in blocks.addressable_shards
+        ]
+        return Pilot(shift, top, jax.make_array_from_single_device_arrays(blocks.shape, blocks.sharding, parts))
 
     @property
     def states_here(self) -> list[str]:
@@ -179,6 +196,31 @@ class MomentStream:
             return full
 
         return jax.make_array_from_callback(shape, self._sharding, part)
+
+
+class Pilot(NamedTuple):
+    """What each state's rows are shifted and rotated by, of the first shard."""
+
+    shift: Float[Array, "L D"]
+    top: Int[Array, "L k"]
+    axes: Float[Array, "L k k"]
+
+
+@functools.lru_cache(maxsize=4)
+def _survey(mesh: Mesh):
+    """The compiled pilot: (mean [L, D], largest dimensions [L, k], their products [L, k, k]) of the first rows."""
+
+    def survey(x, rows):
+        inside = (jnp.arange(x.shape[1]) < rows)[:, None]
+
+        def one_layer(state):
+            state = jnp.where(inside, state.astype(jnp.float32), 0)
+            shift = jnp.sum(state, axis=0) / rows
+            return shift, *largest_block(jnp.where(inside, state - shift[None], 0))
+
+        return lax.map(one_layer, x)
+
+    return jax.jit(jax.shard_map(survey, mesh=mesh, in_specs=(P("layer"), P()), out_specs=P("layer")))
 
 
 def _one_layer(array: Array, layer: int) -> np.ndarray:
@@ -267,16 +309,17 @@ def members(shard_rows: Sequence[np.ndarray], segments: Sequence[np.ndarray]) ->
 def compiled_add(mesh: Mesh):
     """The compiled step that adds one shard to the sums [L, S, 2, D, columns], see `sum_columns`."""
 
-    def add(sums, x, shift, y, members):
+    def add(sums, x, pilot, y, members):
         width = x.shape[2]
 
         def one_layer(layer, sums):
+            state = x[layer].astype(jnp.float32) - pilot.shift[layer][None]
+            state = rotate(state, pilot.top[layer], pilot.axes[layer])
             for alike in members:
 
                 def one_segment(i, sums, alike=alike):
                     rows, counts = alike.rows[i], alike.counts[i][:, None]
-                    centred = x[layer, rows].astype(jnp.float32) - shift[layer][None]
-                    block = jnp.concatenate([centred * counts, y[rows] * counts, counts], axis=1)
+                    block = jnp.concatenate([state[rows] * counts, y[rows] * counts, counts], axis=1)
                     block = jnp.pad(block, ((0, 0), (0, sums.shape[-1] - block.shape[1])))
                     product = jnp.matmul(block[:, :width].T, block, precision="highest")
                     return _two_sum(sums, product, layer, alike.segments[i])

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprobe.cost.counts import Program, Step, count_ridge
 from jaxprobe.extract.forward import compiled_step
-from jaxprobe.extract.sums import compiled_add, layers_on, members, sum_columns
+from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, sum_columns
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.load import DTYPES
@@ -21,6 +21,7 @@ from jaxprobe.plan.hlo import collectives, turns
 from jaxprobe.probes import search as solve
 from jaxprobe.probes.devices import layers_at_once, on_tpu, over_layers
 from jaxprobe.probes.eigen import product_dtype
+from jaxprobe.probes.moments import ROTATED
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 
@@ -50,9 +51,14 @@ def moments_program(
     rows = max(map(len, shard_rows))
     sums = _shaped((layers, len(segments), 2, width, sum_columns(width, targets)), jnp.float32, mesh, layer)
     x = _shaped((layers, rows, width), DTYPES[dtype], mesh, layer)
-    shift = _shaped((layers, width), jnp.float32, mesh, layer)
+    k = min(ROTATED, width)
+    pilot = Pilot(
+        _shaped((layers, width), jnp.float32, mesh, layer),
+        _shaped((layers, k), jnp.int32, mesh, layer),
+        _shaped((layers, k, k), jnp.float32, mesh, layer),
+    )
     y = jax.ShapeDtypeStruct((rows, targets), jnp.float32)
-    return _compile("sums (--no-store)", compiled_add(mesh), sums, x, shift, y, members(shard_rows, segments)[0])
+    return _compile("sums (--no-store)", compiled_add(mesh), sums, x, pilot, y, members(shard_rows, segments)[0])
 
 
 def ridge_programs(

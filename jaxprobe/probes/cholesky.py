@@ -56,18 +56,20 @@ def leave_one_out(
         weights = product(root.T, product(root, f.cross))
         if in_sample_space(n, d):
             others = alpha * jnp.sum(root**2, axis=0) - constant_share(jnp.diagonal(f.matrix), alpha[None])
-            return jnp.mean((alpha * weights / others[:, None]) ** 2, axis=0)
+            return jnp.mean((alpha * weights / others[:, None]) ** 2, axis=0), jnp.min(others)
 
         def block(start, size):
             rows = lax.dynamic_slice_in_dim(x, start, size)
             residual = lax.dynamic_slice_in_dim(y, start, size).astype(dtype)
             residual = residual - centred_product(rows, f.x_mean, weights, dtype)
             others = 1 - 1 / n - jnp.sum(centred_product(rows, f.x_mean, root.T, dtype) ** 2, axis=1)
-            return jnp.sum((residual / others[:, None]) ** 2, axis=0).astype(jnp.float64)
+            return jnp.sum((residual / others[:, None]) ** 2, axis=0).astype(jnp.float64), jnp.max(1 - others)
 
-        return sum_over_rows(block, n) / n
+        total, most = sum_over_rows(block, n, lambda a, b: (a[0] + b[0], jnp.maximum(a[1], b[1])))
+        return total / n, 1 - most
 
-    return lax.map(one_alpha, alphas)
+    losses, least = lax.map(one_alpha, alphas)
+    return losses, jnp.min(least)
 
 
 def generalised(

@@ -121,10 +121,11 @@ def leave_one_out(
     inside: Bool[Array, "N"] | None = None,
     *,
     dtype: str,
-) -> Float[Array, "A C"]:
-    """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y.
+) -> tuple[Float[Array, "A C"], Float[Array, ""]]:
+    """(exact leave-one-out mean squared errors for every penalty, in units of the variance of y; the least 1 - h).
 
-    ``inside`` as in ``factor``.
+    Where the least 1 - h is near 0, its rounding is all that is left of it, see ``search.LEAST_OTHERS``. ``inside`` as
+    in ``factor``.
     """
     n = len(x)
     count = None if inside is None else jnp.sum(inside).astype(jnp.float64)
@@ -135,10 +136,15 @@ def leave_one_out(
         squares = (residual / others[:, :, None]) ** 2
         if inside is not None:
             squares = jnp.where(cut(inside)[:, None, None], squares, 0)
-        return jnp.sum(squares, axis=0).astype(jnp.float64)
+            others = jnp.where(cut(inside)[:, None], others, 1)
+        # 1 less h, as what sum_over_rows starts from is 0.
+        return jnp.sum(squares, axis=0).astype(jnp.float64), jnp.max(1 - others).astype(jnp.float64)
 
-    total = block(0, n) if in_sample_space(*x.shape) else sum_over_rows(block, n)
-    return total / (n if count is None else count)
+    if in_sample_space(*x.shape):
+        total, most = block(0, n)
+    else:
+        total, most = sum_over_rows(block, n, lambda a, b: (a[0] + b[0], jnp.maximum(a[1], b[1])))
+    return total / (n if count is None else count), 1 - most
 
 
 def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: Float[Array, "D K"], dtype: str):

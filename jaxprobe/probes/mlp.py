@@ -76,25 +76,34 @@ def fit_mlp(
     Args:
       x: [L, N, D] hidden states, all held in memory; y: [N, C] targets in their own units.
       hidden: units; learning_rate, weight_decays: of AdamW, the decay chosen for each layer by validation error.
-      patience: epochs without a better validation error after which a probe is done.
+      patience: epochs, 1 or more, without a better validation error after which a probe is done.
       validation_share: part of the rows kept for that, at least one row.
       seed: of the split, the batches and the initial weights.
     Raises:
-      InputError: shapes that do not fit, fewer than 2 rows, values that are not finite.
+      InputError: shapes that do not fit, fewer than 2 rows, values that are not finite, options out of range, or a
+        probe whose error was never finite (a learning rate that overflows).
     """
     y = np.asarray(y, np.float64)
     problems = check_targets(y)
     if np.ndim(x) != 3 or not len(x) or x.shape[1] != len(y):
         problems.append(f"x has shape {np.shape(x)}; wanted [layer, row, dimension] with {len(y)} rows as y.")
+    numbers = dict(hidden=hidden, batch_size=batch_size, max_epochs=max_epochs, patience=patience)
+    problems += [f"{name} is {number}; wanted 1 or more." for name, number in numbers.items() if not number >= 1]
+    if not 0 < validation_share < 1:
+        problems.append(f"validation_share is {validation_share}; wanted a share between 0 and 1.")
+    if not (np.isfinite(learning_rate) and learning_rate > 0):
+        problems.append(f"learning_rate is {learning_rate}; wanted a finite number above 0.")
+    decays = np.asarray(weight_decays, np.float32)
+    if decays.ndim != 1 or not len(decays) or not (np.isfinite(decays) & (decays >= 0)).all():
+        problems.append(f"weight_decays are {weight_decays}; wanted a list of finite numbers, 0 or more.")
     if problems:
         raise InputError(*problems)
     rng = np.random.default_rng(seed)
-    held = max(1, round(validation_share * len(y)))
+    held = min(max(1, round(validation_share * len(y))), len(y) - 1)
     validation, training = np.split(rng.permutation(len(y)), [held])
     x_mean, x_scale = _mean_and_scale(x, training)
     y_mean, y_scale = y[training].mean(0), np.where(np.ptp(y[training], axis=0) > 0, y[training].std(0), 1.0)
     standard_x, standard_y = _standardise(x, x_mean, x_scale), ((y - y_mean) / y_scale).astype(np.float32)
-    decays = np.asarray(weight_decays, np.float32)
     step = partial(_epoch, learning_rate=learning_rate)
     state = _start(jax.random.key(seed), len(x), len(decays), x.shape[2], hidden, y.shape[1], learning_rate)
     batch_size = min(batch_size, len(training))
@@ -104,6 +113,12 @@ def fit_mlp(
         if (epoch - np.asarray(state.best_epoch) >= patience).all():
             break
     mse = np.asarray(state.best_mse)
+    untrained = np.flatnonzero(~np.isfinite(mse).any(axis=1))
+    if len(untrained):
+        raise InputError(
+            f"The probes of layers {', '.join(map(str, untrained))} had no finite validation error in any epoch. "
+            f"Take a smaller learning rate than {learning_rate:g}, or look for huge values in the rows."
+        )
     chosen = mse.argmin(axis=1)
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(len(x)), chosen], state.best)
     chosen_decay = np.asarray(weight_decays, np.float64)[chosen]

@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 product = partial(jnp.matmul, precision="highest")  # TPU and TF32 defaults keep 8 to 10 bits
 STRIPS = 4
 ROWS = 2048  # rows a block: the centred block stays in cache between its making and its product (measured on CPU)
+
+
+ROTATED = 64  # of a state's dimensions; models have some ten massive ones
+PILOT_ROWS = 4096
 
 
 class Moments(NamedTuple):
@@ -52,14 +57,22 @@ class Centred(NamedTuple):
     y_squares: Array  # [C]
 
 
-def sum_over_rows(block: Callable, rows: int):
-    """Sum of ``block(start, size)``, arrays or tuples of them, over blocks of at most ROWS rows; ``size`` is static."""
+def add_leaves(a, b):
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sum_over_rows(block: Callable, rows: int, join: Callable = add_leaves):
+    """Sum of ``block(start, size)``, arrays or tuples of them, over blocks of at most ROWS rows; ``size`` is static.
+
+    ``join`` puts two results together, of which the first may be zeros.
+    """
     whole, rest = divmod(rows, ROWS)
     if not whole:
         return block(0, rest)
     zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
     total = block(whole * ROWS, rest) if rest else jax.tree.map(zeros, jax.eval_shape(lambda: block(0, ROWS)))
-    return lax.fori_loop(0, whole, lambda i, total: jax.tree.map(jnp.add, total, block(i * ROWS, ROWS)), total)
+    return lax.fori_loop(0, whole, lambda i, total: join(total, block(i * ROWS, ROWS)), total)
 
 
 def shifted(x: Float[Array, "N D"], shift: Float[Array, "D"], dtype: str) -> Float[Array, "N D"]:
@@ -80,6 +93,49 @@ def assemble(parts: tuple[Array, ...]) -> Float[Array, "D D"]:
     d = parts[0].shape[1]
     upper = jnp.concatenate([jnp.pad(part, ((0, 0), (d - part.shape[1], 0))) for part in parts])
     return jnp.triu(upper) + jnp.triu(upper, 1).T
+
+
+def largest_block(rows: Float[Array, "N D"]) -> tuple[Array, Array]:
+    """(the ROTATED dimensions with the largest sums of squares [k], their products [k, k]) of rows about a mean.
+
+    Where massive dimensions move together, their products have no digits left for what they differ by, and every
+    float32 factorisation fails; along their principal axes they have.
+    """
+    _, top = lax.top_k(jnp.sum(rows * rows, axis=0), min(ROTATED, rows.shape[1]))
+    part = rows[:PILOT_ROWS, top]
+    return top, product(part.T, part)
+
+
+def principal_axes(blocks: np.ndarray) -> np.ndarray:
+    """[..., k, k] orthogonal columns: eigenvectors of ``largest_block``'s products, in their dtype; on the host."""
+    usable = np.where(np.isfinite(blocks).all(axis=(-2, -1), keepdims=True), blocks, np.eye(blocks.shape[-1]))
+    return np.linalg.eigh(usable.astype(np.float64))[1].astype(blocks.dtype)
+
+
+def rotate(rows: Float[Array, "N D"], top: Int[Array, "k"], axes: Float[Array, "k k"]) -> Float[Array, "N D"]:
+    """Rows with their dimensions ``top`` along ``axes`` in place of their own."""
+    return rows.at[:, top].set(product(rows[:, top], axes))
+
+
+def rotate_moments(m: Moments) -> tuple[Moments, np.ndarray, np.ndarray, float]:
+    """(moments along the principal axes of their largest dimensions, top, axes, scale), in NumPy; leading axis [J].
+
+    The scale is that of the penalties, the median sum of squares of the dimensions that vary, before the rotation.
+    Weights come back as ``weights[top] = axes @ weights[top]``, means alike. Sums in float64 lose nothing by it.
+    """
+    m = Moments(*(np.asarray(leaf, np.float64) for leaf in m))
+    x_sum = m.x_sum.sum(0)
+    squares = np.diagonal(m.xx, axis1=1, axis2=2).sum(0) - x_sum**2 / m.count.sum()
+    top = np.argsort(-squares, kind="stable")[:ROTATED]
+    block = m.xx[:, top[:, None], top].sum(0) - np.outer(x_sum[top], x_sum[top]) / m.count.sum()
+    axes = principal_axes(block)
+    x_shift, x_sum, xx, xy = (leaf.copy() for leaf in (m.x_shift, m.x_sum, m.xx, m.xy))
+    x_shift[:, top], x_sum[:, top] = x_shift[:, top] @ axes, x_sum[:, top] @ axes
+    xx[:, top] = axes.T @ xx[:, top]
+    xx[:, :, top] = xx[:, :, top] @ axes
+    xy[:, top] = axes.T @ xy[:, top]
+    scale = np.median(squares[squares > 0]) if (squares > 0).any() else 1.0
+    return m._replace(x_shift=x_shift, x_sum=x_sum, xx=xx, xy=xy), top, axes, scale
 
 
 def pilot_mean(x: Float[Array, "N D"], dtype: str) -> Float[Array, "D"]:

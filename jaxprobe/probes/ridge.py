@@ -12,7 +12,7 @@ states with a few huge dimensions. With N < 2 D, or a small x, everything is in 
 Source: Hastie, Tibshirani & Friedman (2009), section 7.10; equals scikit-learn's RidgeCV.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,14 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprobe.errors import InputError
-from jaxprobe.html import html_table
 from jaxprobe.probes import eigen as factors
 from jaxprobe.probes import search as solve
 from jaxprobe.probes.devices import batches, gather, solving
-from jaxprobe.probes.moments import Moments, product, shifted
-
-# Arrays of some layers -> the same arrays of all layers.
-Join = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+from jaxprobe.probes.moments import Moments, product, rotate_moments, shifted
 
 
 class RidgeFit(NamedTuple):
@@ -43,6 +39,7 @@ class RidgeFit(NamedTuple):
         units; NaN where a self-extending grid had no call to look.
       condition: [L] largest variance inflation factor at the chosen penalty, max_d G_dd [(G + alpha I)^-1]_dd, G = x'x
         centred (x x' in sample space): the relative error of the probe is about the rounding error times this.
+      notes: sentences that a reader should see: which layers were solved in float64, and why.
     """
 
     weights: np.ndarray
@@ -52,22 +49,11 @@ class RidgeFit(NamedTuple):
     alphas: np.ndarray
     loo_mse: np.ndarray
     condition: np.ndarray
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         layers, width, targets = self.weights.shape
         return f"RidgeFit({layers} layers, width {width}, {targets} targets)"
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the penalty of each layer and the error by which it was chosen."""
-        targets = range(self.weights.shape[2])
-        heads = ["layer", "alpha", *(f"root of the criterion's MSE, target {target}" for target in targets)]
-        with np.errstate(invalid="ignore"):
-            roots = np.sqrt(np.nanmin(self.loo_mse, axis=1))
-        rows = [
-            (layer, ", ".join(f"{value:.3g}" for value in np.atleast_1d(alpha)), *(f"{value:.4g}" for value in root))
-            for layer, (alpha, root) in enumerate(zip(self.alpha, roots, strict=True))
-        ]
-        return html_table(heads, rows, repr(self))
 
 
 def fit_ridge(
@@ -107,7 +93,7 @@ def fit_ridge(
     Raises:
       InputError: shapes that do not fit, fewer than 2 rows, a penalty that is not positive, values that are not finite.
     Warns:
-      UserWarning: names the layer where rounding may reach the third digit (``solve.CONDITION_LIMIT``).
+      UserWarning: names the layer where rounding may reach the third digit even in float64.
     """
     if np.ndim(x) != 3 or not len(x):
         raise InputError(f"x has shape {np.shape(x)}; wanted [layer, row, dimension]. For one layer pass x[None].")
@@ -125,7 +111,7 @@ def fit_ridge(
             groups = None if groups is None else np.asarray(groups)[rows]
             x, y, rows = x[:, rows], np.asarray(y)[rows], None
     options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices
-    return _fit(names, lambda name: x[index[name]], y, *options, rows=rows)
+    return to_fit(_solve(names, lambda name: x[index[name]], y, *options, rows=rows), names, dtype)
 
 
 def fit_states(
@@ -140,7 +126,6 @@ def fit_states(
     dtype: str = "float32",
     solver: str | None = None,
     devices: Sequence[jax.Device] | None = None,
-    join: Join | None = None,
 ) -> RidgeFit:
     """``fit_ridge`` on a store's states, in the mapping's order: while one is solved the next one is read.
 
@@ -148,15 +133,36 @@ def fit_states(
       activations: state name -> [all rows, D].
       rows: the training rows, integer numbers or a boolean mask.
       y: [number of training rows, C]; ``groups`` too is of the training rows.
-      join: where other processes solve other states: makes arrays of all states from those of this process's.
     Other arguments, result and errors are those of ``fit_ridge``; L counts the states.
+    """
+    if not activations:
+        raise InputError("There are no states to fit. Extract some first.")
+    options = dict(alpha_per_target=alpha_per_target, criterion=criterion, groups=groups, dtype=dtype, solver=solver)
+    solved = solve_states(activations, rows, y, alphas, **options, devices=devices)
+    return to_fit(solved, list(activations), dtype)
+
+
+def solve_states(
+    activations: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    y: np.ndarray,
+    alphas: np.ndarray | Sequence[float] | None = None,
+    *,
+    alpha_per_target: bool = False,
+    criterion: str = "leave_one_out",
+    groups: np.ndarray | Sequence | None = None,
+    dtype: str = "float32",
+    solver: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, np.ndarray]:
+    """``fit_states`` as arrays of which each has a leading axis of states, for ``to_fit``; none without states.
+
+    Where several processes solve some states each, these are the arrays to put together.
     """
     rows = np.asarray(rows)
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-    if not activations:
-        raise InputError("There are no states to fit. Extract some first.")
-    options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices, join
-    return _fit(list(activations), lambda name: gather(name, activations[name], rows), y, *options)
+    options = alphas, alpha_per_target, criterion, groups, dtype, solver, devices
+    return _solve(list(activations), lambda name: gather(name, activations[name], rows), y, *options)
 
 
 def predict(fit: RidgeFit, x: np.ndarray | Array) -> Float[np.ndarray, "L N C"]:
@@ -189,21 +195,31 @@ def fit_moments(
     *,
     alpha_per_target: bool = False,
     criterion: str = "generalised",
-    join: Join | None = None,
 ) -> RidgeFit:
     """Ridge probes from moments alone, for states that were never kept; one state's moments are read at a time.
 
     Args:
-      moments: state name -> Moments with the leading axis [K]: a fold each, all about one shift.
-      criterion: "generalised", or "k_fold" over the K >= 2 folds.
-      join: as in ``fit_states``; it is given no arrays where ``moments`` is empty.
+      moments: state name -> Moments with the leading axis [J]: a fold each, all about one shift.
+      criterion: "generalised", or "k_fold" over the J >= 2 folds.
     Other arguments, result and errors are those of ``fit_states``.
     """
+    if not moments:
+        raise InputError("There are no states. Pass the moments of one or more.")
+    solved = solve_moments(moments, alphas, alpha_per_target=alpha_per_target, criterion=criterion)
+    return to_fit(solved, list(moments), "float64")
+
+
+def solve_moments(
+    moments: Mapping[str, Moments],
+    alphas: np.ndarray | Sequence[float] | None = None,
+    *,
+    alpha_per_target: bool = False,
+    criterion: str = "generalised",
+) -> dict[str, np.ndarray]:
+    """``fit_moments`` as arrays of which each has a leading axis of states, for ``to_fit``; none without states."""
     problems = solve.check_options(alphas, "leave_one_out", None, None, "float64", None)
     if criterion not in ("generalised", "k_fold"):
         problems.append(f"moments cannot give {criterion!r}. Take generalised or k_fold, or keep the states.")
-    if not moments and join is None:
-        problems.append("there are no states. Pass the moments of one or more.")
     if problems:
         raise InputError(*problems)
     mesh, engine = solve.place(jax.local_devices()[:1], "eigh", True, "float64")
@@ -212,12 +228,15 @@ def fit_moments(
     for name, of_folds in moments.items():
         y_mean, y_scale = _target_scale(name, of_folds, criterion)
         with solving(of_folds.xx.shape):
-            standardised = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _over_scale(of_folds, y_scale))
-            solved.append(solve.solve_moments(standardised, choice))
-        solve.check_condition([name], solved[-1], "float64")
+            rotated, top, axes, scale = rotate_moments(_over_scale(of_folds, y_scale))
+            solved.append(solve.solve_moments(jax.tree.map(lambda leaf: leaf[None], rotated), choice, [scale]))
+        for leaf in (solved[-1].weights, solved[-1].x_mean[..., None]):
+            leaf[0, top] = axes @ leaf[0, top]
+        solve.check_finite([name], solved[-1])
+        solve.warn_of_condition([name], solved[-1], "float32")  # whatever dtype the sums are in: of float32 products
         y_means.append(y_mean)
         y_scales.append(y_scale)
-    return _in_target_units(solved, y_means, y_scales, "float64", join)
+    return _leaves(solved, y_means, y_scales)
 
 
 def _target_scale(name: str, m: Moments, criterion: str) -> tuple[np.ndarray, np.ndarray]:
@@ -242,15 +261,17 @@ def _over_scale(m: Moments, y_scale: np.ndarray) -> Moments:
     return m._replace(y_shift=y_shift, y_sum=y_sum, xy=m.xy / scale[None], yy=yy)
 
 
-def _fit(
-    names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices, join=None, rows=None
-) -> RidgeFit:
+def _solve(
+    names, read, y, alphas, alpha_per_target, criterion, groups, dtype, solver, devices, rows=None
+) -> dict[str, np.ndarray]:
     """Batches of states, in bounded memory; see fit_ridge."""
     y = np.asarray(y, np.float64)
     fitted = y if rows is None else y[rows]
     problems = solve.check_targets(fitted) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
     if problems:
         raise InputError(*problems)
+    if not names:
+        return {}
     # A constant has nothing to divide by.
     y_mean, y_scale = fitted.mean(0), np.where(np.ptp(fitted, axis=0) > 0, fitted.std(0), 1.0)
 
@@ -268,27 +289,34 @@ def _fit(
         for batch, x in batches(names, checked_read, first, mesh):
             leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice, rows)
             solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))
-            solve.check_condition(batch, solved[-1], factors.product_dtype(*x.shape[1:], dtype))
-    return _in_target_units(solved, [y_mean] * len(names), [y_scale] * len(names), dtype, join)
+            solve.check_finite(batch, solved[-1])
+            solve.warn_of_condition(batch, solved[-1], "float64")
+    return _leaves(solved, [y_mean] * len(names), [y_scale] * len(names))
 
 
-def _in_target_units(
-    batches: list[solve.Solved],
-    y_means: Sequence[np.ndarray],
-    y_scales: Sequence[np.ndarray],
-    dtype: str,
-    join: Join | None,
-) -> RidgeFit:
-    """The layers of all batches, and of all processes; the targets of each have a mean and a deviation [C]."""
-    leaves: Mapping[str, np.ndarray] = {}
-    if batches:
-        leaves = solve.Solved(*map(np.concatenate, zip(*batches, strict=True)))._asdict()
-        leaves |= {"y_mean": np.stack(y_means), "y_scale": np.stack(y_scales)}
-    leaves = dict(join(leaves) if join else leaves)
+def _leaves(batches: list[solve.Solved], y_means: Sequence, y_scales: Sequence) -> dict[str, np.ndarray]:
+    """The layers of all batches; the targets of each have a mean and a deviation [C]."""
+    if not batches:
+        return {}
+    leaves = solve.Solved(*map(np.concatenate, zip(*batches, strict=True)))._asdict()
+    return leaves | {"y_mean": np.stack(y_means), "y_scale": np.stack(y_scales)}
+
+
+def to_fit(leaves: Mapping[str, np.ndarray], names: Sequence[str], dtype: str = "float32") -> RidgeFit:
+    """The probes of all states, in the units of the targets.
+
+    Args:
+      leaves: from ``solve_states`` or ``solve_moments``.
+      names: of all the states, for the notes.
+      dtype: of the weights, unless some were solved in float64: float32 ones would not keep what that gained.
+    """
+    leaves = dict(leaves)
     y_mean, y_scale = leaves.pop("y_mean"), leaves.pop("y_scale")
     solved = solve.Solved(**leaves)
+    dtype = "float64" if solved.repeated.any() else dtype
     weights, x_mean = (solved.weights * y_scale[:, None]).astype(dtype), solved.x_mean.astype(dtype)
     intercept = y_mean - np.einsum("ld,ldc->lc", x_mean, weights, dtype=np.float64)
     tried = ~np.isnan(solved.losses).all(axis=(0, 2))
     alphas, losses = solved.alphas[:, tried], solved.losses[:, tried] * y_scale[:, None] ** 2
-    return RidgeFit(weights, intercept, x_mean, solved.alpha, alphas, losses, solved.condition)
+    notes = solve.notes_of(names, solved)
+    return RidgeFit(weights, intercept, x_mean, solved.alpha, alphas, losses, solved.condition, notes)

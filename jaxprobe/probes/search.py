@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,6 +21,9 @@ from jaxprobe.probes.moments import Moments
 RELATIVE_ALPHAS = 10.0 ** np.linspace(-4, 1.5, 12)
 # Rounding leaves a relative error of about epsilon times the condition; past this it can reach a probe's third digit.
 CONDITION_LIMIT = {"float32": 1e4, "float64": 1e12}
+# Leave-one-out divides by 1 - h. Float32 products leave some 1e-6 in it: below this that reaches the criterion's
+# fourth digit, and a row at 1e5 times the spread of the others has spoilt x'x for these as well.
+LEAST_OTHERS = 1e-2
 CRITERIA = ("leave_one_out", "leave_one_group_out", "k_fold", "generalised")
 
 
@@ -46,6 +48,8 @@ class Solved(NamedTuple):
     alphas: np.ndarray
     losses: np.ndarray
     condition: np.ndarray
+    least: np.ndarray  # [B] the least 1 - h of a row at any penalty; 1 where the criterion has none
+    repeated: np.ndarray  # [B] how many penalties were solved again in float64; -1 for all that there is
 
 
 def check_options(alphas, criterion: str, groups, rows: int | None, dtype: str, solver: str | None) -> list[str]:
@@ -113,50 +117,72 @@ def can_leave_out(rows: np.ndarray, d: int, criterion: str, dtype: str, solver: 
 def solve_batch(x: Array, y: np.ndarray, choice: Choice, inside: np.ndarray | None = None) -> Solved:
     """Probes of x [B, N, D] for standardised y [N, C] (under ``jax.enable_x64``).
 
-    ``inside`` [N] marks the rows that count, where `can_leave_out` allows.
+    ``inside`` [N] marks the rows that count, where `can_leave_out` allows. Layers for which float32 products do not
+    suffice are solved again in float64.
     """
+    solved = _solve_rows(x, y, choice, inside)
+    again = (solved.least < LEAST_OTHERS) | (solved.condition > CONDITION_LIMIT["float32"])
+    if factors.product_dtype(*x.shape[1:], choice.dtype) == "float64" or not again.any():
+        return solved
+    exact = choice._replace(dtype="float64", mesh=layer_mesh(jax.local_devices(backend="cpu")[:1]))
+    for layer in np.flatnonzero(again):
+        repeated = _solve_rows(np.asarray(x[layer])[None], y, exact, inside)._replace(repeated=np.full(1, -1))
+        for leaf, value in zip(solved, repeated, strict=True):
+            leaf[layer] = value[0]
+    return solved
+
+
+def _solve_rows(x, y: np.ndarray, choice: Choice, inside: np.ndarray | None) -> Solved:
+    """`solve_batch` in the choice's dtype."""
     # In sample space the blocks of x x' are less work than moments, and lose fewer digits.
     if choice.criterion == "k_fold" and not factors.in_sample_space(*x.shape[1:]):
         fold_moments = over_layers(folds.fold_moments, choice.mesh, (0, None, None, None), dtype=choice.dtype)
         rows, inside = folds.padded_rows(choice.groups)
         return solve_moments(fold_moments(x, y, rows, inside), choice)
-    engine, mesh = choice.engine, choice.mesh
-    if inside is None:
-        f = over_layers(engine.factor, mesh, (0, None), dtype=choice.dtype)(x, y)
-        errors = partial(_errors, f, x, y, choice)
-    else:
-        f = over_layers(engine.factor, mesh, (0, None, None), dtype=choice.dtype)(x, y, inside)
-        compiled = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0, None), dtype=choice.dtype)
-        errors = lambda alphas: compiled(f, x, y, alphas, inside)
+    engine, mesh, least = choice.engine, choice.mesh, [np.ones(len(x))]
+    marked = () if inside is None else (inside,)
+    f = over_layers(engine.factor, mesh, (0, None, *(None,) * len(marked)), dtype=choice.dtype)(x, y, *marked)
+
+    def errors(alphas: np.ndarray) -> Array:
+        if choice.criterion != "leave_one_out":
+            return _errors(f, x, y, choice, alphas)
+        axes = (0, 0, None, 0, *(None,) * len(marked))
+        losses, others = over_layers(engine.leave_one_out, mesh, axes, dtype=choice.dtype)(f, x, y, alphas, *marked)
+        least.append(np.asarray(others))
+        return losses
+
     alpha, alphas, losses = _search(errors, f.scale, choice)
     weights = over_layers(engine.weights_at, mesh, (0, 0, 0))(f, x, alpha)
-    return _solved(f, weights, alpha, alphas, losses, choice)
+    return _solved(f, weights, alpha, alphas, losses, choice, np.minimum.reduce(least))
 
 
-def solve_moments(m: Moments, choice: Choice) -> Solved:
-    """Probes from moments of standardised targets, leading axes [B, K]: k-fold over K, or generalised."""
+def solve_moments(m: Moments, choice: Choice, scale: Sequence[float] | None = None) -> Solved:
+    """Probes from moments of standardised targets, leading axes [B, K]: k-fold over K, or generalised.
+
+    ``scale`` [B]: of the penalties, where it is not to be taken from the moments.
+    """
     mesh = choice.mesh
     f, without = over_layers(folds.factor, mesh, (0,), k_fold=choice.criterion == "k_fold")(m)
     if choice.criterion == "k_fold":
         errors = lambda alphas: over_layers(folds.errors, mesh, (0, 0, 0))(without, m, alphas)
     else:
         errors = lambda alphas: over_layers(folds.generalised, mesh, (0, 0, 0))(f, m, alphas)
-    alpha, alphas, losses = _search(errors, f.scale, choice)
+    alpha, alphas, losses = _search(errors, f.scale if scale is None else scale, choice)
     weights = over_layers(factors.feature_weights, mesh, (0, 0))(f, alpha)
     return _solved(f, weights, alpha, alphas, losses, choice)
 
 
-def _solved(f, weights, alpha, alphas, losses, choice: Choice) -> Solved:
+def _solved(f, weights, alpha, alphas, losses, choice: Choice, least: np.ndarray | None = None) -> Solved:
     condition = over_layers(choice.engine.condition_at, choice.mesh, (0, 0))(f, alpha.min(axis=1))
     alpha = alpha if choice.alpha_per_target else alpha[:, 0]
-    return Solved(*map(np.asarray, (weights, f.x_mean, alpha, alphas, losses, condition)))
+    least = np.ones(len(alpha)) if least is None else least
+    found = weights, f.x_mean, alpha, alphas, losses, condition, least, np.zeros(len(alpha), int)
+    return Solved(*(np.array(leaf) for leaf in found))  # copies: JAX's are read only
 
 
 def _errors(f, x, y, choice: Choice, alphas: np.ndarray) -> Array:
-    """[B, A, C] standardised mean squared error by the chosen criterion, for penalties [B, A]."""
+    """[B, A, C] standardised mean squared error by the generalised criterion or by groups, for penalties [B, A]."""
     engine, mesh = choice.engine, choice.mesh
-    if choice.criterion == "leave_one_out":
-        return over_layers(engine.leave_one_out, mesh, (0, 0, None, 0), dtype=choice.dtype)(f, x, y, alphas)
     if choice.criterion == "generalised":
         sample_space = factors.in_sample_space(*x.shape[1:])
         compiled = over_layers(engine.generalised, mesh, (0, None, None, 0), sample_space=sample_space)
@@ -198,18 +224,34 @@ def _self_extending(errors: Callable, alphas: np.ndarray, alpha_per_target: bool
     return np.concatenate([alphas / width, alphas, alphas * width], 1), np.concatenate([sides[0], losses, sides[1]], 1)
 
 
-def check_condition(names: Sequence[str], solved: Solved, dtype: str) -> None:
-    """Refuses a state that was not finite, warns of one that rounding may have spoilt."""
+def check_finite(names: Sequence[str], solved: Solved) -> None:
+    """Refuses states that were not finite."""
     bad = [name for name, condition in zip(names, solved.condition, strict=True) if np.isnan(condition)]
     if bad:
         raise InputError(
             f"State {', '.join(bad)} holds values that are not finite. Read it again, in float32 if it was narrower."
         )
-    remedy = "Take larger alphas" + (", or dtype='float64'." if dtype == "float32" else ".")
+
+
+def notes_of(names: Sequence[str], solved: Solved) -> tuple[str, ...]:
+    """What a reader of the fit should know: layers for which float32 did not suffice."""
+    notes = []
+    for name, condition, least, repeated in zip(names, solved.condition, solved.least, solved.repeated, strict=True):
+        if repeated:
+            share = "solved" if repeated < 0 else f"{repeated} penalties solved"
+            notes.append(
+                f"State '{name}': {share} again in float64 on the host, as float32 does not suffice "
+                f"(least 1 - h of a row {least:.1e}, condition {condition:.1e})."
+            )
+    return tuple(notes)
+
+
+def warn_of_condition(names: Sequence[str], solved: Solved, dtype: str) -> None:
+    """Warns of each state that rounding in ``dtype`` may have spoilt."""
     for name, condition, alpha in zip(names, solved.condition, solved.alpha, strict=True):
         if condition > CONDITION_LIMIT[dtype]:
             warnings.warn(
                 f"State '{name}' has condition {condition:.1e} at its penalty {np.min(alpha):.3g}, above "
-                f"{CONDITION_LIMIT[dtype]:.0e}: rounding in {dtype} may reach the third digit. {remedy}",
+                f"{CONDITION_LIMIT[dtype]:.0e}: rounding in {dtype} may reach the third digit. Take larger alphas.",
                 stacklevel=4,
             )

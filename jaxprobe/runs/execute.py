@@ -354,7 +354,9 @@ def write_results(
         "devices": f"{prepared.mesh.size} x {jax.devices()[0].device_kind}",
         "units": dict(zip(table.target_names, table.units, strict=True)),
         "attribution": table.attribution,
-        "notes": list(table.notes) + token_notes(prepared.files.tokenizer, prepared.extraction.tokens),
+        "notes": list(table.notes)
+        + token_notes(prepared.files.tokenizer, prepared.extraction.tokens)
+        + list(probes.fit.notes),
         "distinct_prefixes": sum(part.plan.distinct_prefixes for part in prepared.passes),
         "slots": sum(part.plan.slots for part in prepared.passes),
         "tokens": len(prepared.extraction.tokens.ids),

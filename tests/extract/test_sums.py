@@ -7,6 +7,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprobe.extract.sums import MomentStream, _pick, moments_size, wave_size
+from jaxprobe.probes.moments import Moments
+from jaxprobe.probes.ridge import fit_moments, predict_layer
+from tests.probes.hard_states import RELATIVE, Truth, make_states
 
 # The rounding of float32 products (6e-8), summed over a shard's rows, relative to the two columns' lengths.
 TOLERANCE = 1e-6
@@ -165,3 +168,35 @@ def test_a_shard_must_be_whole():
         stream.moments("0")
     with pytest.raises(ValueError, match=r"\(3, 599, 16\), not 3 states of 600 rows"):
         stream.add(0, x[:, :599])
+
+
+@pytest.mark.parametrize("share", [1.2, 2])
+def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(share):
+    """Five folds of states as models have them, against float64; not rotated, products were wrong by 4e-2."""
+    d = 128
+    x, y = make_states("massive", int(share * d), d)
+    truth, order = Truth(x, y), np.random.default_rng(0).permutation(len(x))
+    folds = {str(i): np.sort(part) for i, part in enumerate(np.array_split(order, 5))}
+    labels = np.empty(len(x), int)
+    for name, rows in folds.items():
+        labels[rows] = int(name)
+    stream = stream_of(x[None], y, np.array_split(np.arange(len(x)), 3), folds)
+    alphas = RELATIVE * truth.scale
+    fit = fit_moments({"0": Moments(**stream.moments("0"))}, alphas, criterion="k_fold")  # no warning
+    expected = np.array([truth.without(labels, alpha) for alpha in alphas])
+    best = (expected / y.var(0)).mean(1).argmin()
+    assert fit.alpha[0] == alphas[best]
+    np.testing.assert_allclose(fit.loo_mse[0], expected, rtol=1e-3)
+    np.testing.assert_allclose(fit.loo_mse[0, best], expected[best], rtol=1e-5)
+    _, _, fitted = truth.leave_one_out(alphas[best])
+    np.testing.assert_allclose(predict_layer(fit, 0, x), fitted, atol=1e-4 * y.std(0).max())
+
+
+def test_sums_that_float32_spoilt_are_named():
+    """Two dimensions that differ by less than float32 resolves: judged by the products' digits, not the sums'."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(1, 800, 100)).astype(np.float32)
+    x[..., 90] = x[..., 91] * (1 + 1e-4 * rng.normal(size=800))
+    stream = stream_of(x, rng.normal(size=(800, 1)), [np.arange(800)], {"a": np.arange(400), "b": np.arange(400, 800)})
+    with pytest.warns(UserWarning, match="State '0' has condition .*float32"):
+        fit_moments({"0": Moments(**stream.moments("0"))}, [1e-6], criterion="k_fold")

@@ -118,6 +118,8 @@ def test_streamed_moments_equal_arrays(criterion):
     expected = fit_ridge(x, y, criterion=criterion, groups=groups, dtype="float64")
     fit = fit_moments(moments, criterion=criterion)
     for field, ours, theirs in zip(fit._fields, fit, expected, strict=True):
+        if field == "condition":  # that of moments is along their principal axes
+            continue
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9, err_msg=field)
 
 

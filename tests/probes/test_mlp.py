@@ -98,6 +98,20 @@ def test_bad_input_is_refused():
         predict_mlp(fit, x)
 
 
+def test_no_probe_comes_back_untrained():
+    x, y = curved(50)
+    with pytest.raises(InputError, match="patience is 0; wanted 1 or more") as caught:
+        fit_mlp(x, y, patience=0, hidden=0, learning_rate=np.nan, weight_decays=(), validation_share=1.5, max_epochs=0)
+    assert len(caught.value.problems) == 6
+    with pytest.raises(
+        InputError, match="layers 0, 1 had no finite validation error.*smaller learning rate than 1e\\+30"
+    ):
+        fit_mlp(x, y, hidden=4, learning_rate=1e30)
+    # One decay that overflows does not spoil the others, and is not chosen.
+    fit = fit_mlp(x, y, hidden=4, weight_decays=(1e38, 0.01), max_epochs=3)
+    assert (fit.weight_decay == 0.01).all() and np.isfinite(predict_mlp(fit, x)).all()
+
+
 def test_a_constant_dimension_that_rounds_keeps_its_scale():
     x, y = curved(50)
     x = x.astype(np.float64)

@@ -1,3 +1,4 @@
+import re
 import threading
 
 import numpy as np
@@ -146,18 +147,53 @@ def test_narrow_states_are_solved_in_float32(dtype):
     np.testing.assert_array_equal(predict(fit, narrow), predict(wide, narrow.astype(np.float32)))
 
 
-def test_a_badly_conditioned_state_is_named_and_float64_mends_it():
+def test_a_badly_conditioned_state_is_solved_again_in_float64_and_named():
     rng = np.random.default_rng(5)
     x = rng.normal(size=(2, 4000, 20))
     x[1, :, 0] = x[1, :, 1] + 1e-4 * rng.normal(size=4000)  # all but a duplicate, and the target is in the difference
     y = 1e4 * (x[1, :, :1] - x[1, :, 1:2]) + 0.1 * rng.normal(size=(4000, 1))
-    with pytest.warns(UserWarning, match=r"State '7' has condition .*e\+0\d .*float32.*dtype='float64'"):
-        fit_ridge(x, y, [1e-6], names=["6", "7"])
-    fit = fit_ridge(x, y, [1e-6], dtype="float64", names=["6", "7"])  # no warning: warnings are errors in tests
+    fit = fit_ridge(x, y, [1e-6], names=["6", "7"])
+    assert len(fit.notes) == 1 and re.match(r"State '7': solved again in float64 .*condition .*e\+0\d", fit.notes[0])
+    exact = fit_ridge(x, y, [1e-6], dtype="float64", names=["6", "7"])
+    assert not exact.notes
+    np.testing.assert_array_equal(fit.loo_mse[1], exact.loo_mse[1])
+    np.testing.assert_allclose(predict(fit, x)[1], predict(exact, x)[1], atol=FLOAT64 * y.std())
     np.testing.assert_allclose(fit.loo_mse[1], hat_matrix_leave_one_out(x[1], y, [1e-6]), rtol=FLOAT64)
     gram = np.cov(x[1].T, bias=True) * 4000
     vif = np.diag(gram) * np.diag(np.linalg.inv(gram + 1e-6 * np.eye(20)))
     np.testing.assert_allclose(fit.condition[1], vif.max(), rtol=FLOAT64)
+    with pytest.warns(UserWarning, match=r"State '0' has condition .*float64 may reach the third digit"):
+        fit_ridge(x[1:, :, :1] * np.ones(2), y, [1e-12], dtype="float64")
+
+
+def errors_of_the_rest(x, y, alpha, row):
+    """[C] leave-one-out squared errors of all rows but one, which is in their fits, by N - 1 solves in float64."""
+    total = np.zeros(y.shape[1])
+    z = np.concatenate([np.ones((len(x), 1)), x - x.mean(0)], axis=1)
+    gram, cross = z.T @ z + np.diag([0.0] + [alpha] * x.shape[1]), z.T @ y
+    for i in np.setdiff1d(np.arange(len(x)), [row]):
+        weights = np.linalg.solve(gram - np.outer(z[i], z[i]), cross - np.outer(z[i], y[i]))
+        total += (y[i] - z[i] @ weights) ** 2
+    return total / len(x)
+
+
+@pytest.mark.parametrize("huge", [1e4, 1e5])
+@pytest.mark.parametrize("dims", [1, 30])
+def test_a_row_far_from_all_others_counts_as_refits_say(huge, dims):
+    """The row's leverage is 1 to ten digits: float32 had 2 % of error at 1e4 times the spread, 99 % at 1e5."""
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(2, 3000, 30)), rng.normal(size=(3000, 2))
+    y += x[0, :, :2]
+    x[0, 17, :dims] *= huge
+    alphas = [1.0, 1e3]
+    fit = fit_ridge(x, y, alphas)
+    assert len(fit.notes) == 1 and "State '0'" in fit.notes[0] and "least 1 - h of a row" in fit.notes[0]
+    rest = np.arange(3000) != 17
+    for a, alpha in enumerate(alphas):
+        refit = Ridge(alpha, solver="svd").fit(x[0, rest], y[rest])
+        own = (y[17] - refit.predict(x[0, 17:18])[0]) ** 2 / 3000
+        np.testing.assert_allclose(fit.loo_mse[0, a], own + errors_of_the_rest(x[0], y, alpha, 17), rtol=1e-4)
+    np.testing.assert_array_equal(fit.loo_mse[1], fit_ridge(x[1:], y, alphas).loo_mse[0])
 
 
 def test_bad_input_is_refused_with_every_problem():
