@@ -36,7 +36,9 @@ class RunSettings:
     text: str | None = None
     """Column of the names, or a template over columns: "{creator}'s {title}"."""
     target: tuple[str, ...] = ()
-    """Columns to predict: numbers, or dates (ISO 8601 such as 1986-07-02; as years)."""
+    """Columns to predict: numbers, or dates (ISO 8601 such as 1986-07-02; as years); or one of class labels."""
+    labels: bool | None = None
+    """The target is a class label and not a number; default: where its values are no numbers, or are all 0 or 1."""
     split: str | None = None
     """Column that says which rows are for testing, or blocks: whole cells of the map; default: a seeded 80/20 split."""
     cell_degrees: float = 5.0

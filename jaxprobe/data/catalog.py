@@ -134,6 +134,7 @@ def load_table(
     cell_degrees: float = 5.0,
     buffer_km: float = 100.0,
     unit_vectors: bool = False,
+    labels: bool | None = None,
 ) -> EntityTable:
     """The entity table of a named data set or of a CSV or Parquet file.
 
@@ -142,7 +143,7 @@ def load_table(
       text, target, split, group: as in `make_table`; of a named data set they replace its own. The split ``blocks``
         (where no column is called so) takes whole cells of a grid for testing, as `with_block_split` does.
       data_dir: the folder of the paper's tables; None for the one that the environment names as JAXPROBE_DATA.
-      limit, seed, test_fraction: as in `make_table`.
+      limit, seed, test_fraction, labels: as in `make_table`.
       cell_degrees, buffer_km: of the split ``blocks``.
       unit_vectors: fit probes on places as points on the unit sphere.
     Raises:
@@ -156,7 +157,8 @@ def load_table(
         frame, name, attribution = _read_named(dataset, data_dir), dataset, known.attribution
         frame = frame.assign(**{column: values(frame) for column, values in known.derive.items()})
         text, target = text or known.text, target or known.target
-        split, group = split or known.split, group or known.group
+        # What is to be predicted is no group to colour by.
+        split, group = split or known.split, group or tuple(name for name in known.group if name not in target)
     divide = None
     if split == BLOCKS and BLOCKS not in frame:
         options = dict(cell_degrees=cell_degrees, buffer_km=buffer_km, test_fraction=test_fraction, seed=seed)
@@ -173,6 +175,7 @@ def load_table(
         test_fraction=test_fraction,
         limit=limit,
         divide=divide,
+        labels=labels,
     )
     if unit_vectors and not table.is_place:
         raise InputError(f"Table {table.name} has no latitude and longitude as targets; unit vectors need both.")

@@ -215,8 +215,21 @@ def _remedy(kind: str, unread: Sequence[str], rows: int) -> str:
     if example is not None:
         return f"Write {example!r} with digits and a point only."
     if len(unread) == rows:
-        return f"A target must be numbers, or dates as ISO 8601 writes them ({dates.EXAMPLE}); labels can be a --group."
+        return WHAT_A_TARGET_IS
     return f"Correct these rows, or leave them out. (Dates are read as ISO 8601 writes them: {dates.EXAMPLE}.)"
+
+
+WHAT_A_TARGET_IS = (
+    f"A target is numbers, dates as ISO 8601 writes them ({dates.EXAMPLE}), or labels that several rows share."
+)
+
+
+def are_labels(words: Sequence[str]) -> bool:
+    """Whether a column holds class labels: no value is near a number or a date, or all of them are 0 or 1."""
+    given = [word for word in words if word]
+    if set(given) == {"0", "1"}:
+        return True
+    return not np.isfinite(dates.read_dates(given).years).any() and not any(map(_LIKE_A_NUMBER.fullmatch, given))
 
 
 # 1,000 or 59,9 or 5% or $3 or 12 km: a number to people.

@@ -24,11 +24,12 @@ class EntityTable:
       name: what the table is called in results, e.g. ``world_place``.
       texts: N names as the model reads them (without a prompt).
       targets: [N, C] float64, in the unit given for each column.
-      target_names: C names; a place has ("latitude", "longitude"), in that order.
+      target_names: C names; a place has ("latitude", "longitude"), in that order; of labels the classes, sorted.
       units: C units: "degree", "year", or "" for a plain number.
       is_test: [N] bool; the rows that no probe is fitted on.
       groups: column -> [N] strings, for colours and hold-outs.
       unit_vectors: whether probes are fitted on places as points on the unit sphere, which has no dateline.
+      label: the column whose labels are to be predicted; the targets are then 1 for a row's class and 0 elsewhere.
       attribution: what the data's licence asks to be shown, or "".
       notes: what was inferred or noticed on reading, one sentence each, shown to the user.
     """
@@ -41,6 +42,7 @@ class EntityTable:
     is_test: np.ndarray
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     unit_vectors: bool = False
+    label: str = ""
     attribution: str = ""
     notes: tuple[str, ...] = ()
 
@@ -50,7 +52,7 @@ class EntityTable:
     def __repr__(self) -> str:
         return (
             f"EntityTable({self.name}: {len(self):,} entities, {int(self.is_test.sum()):,} for testing; "
-            f"target {', '.join(self.target_names)}; groups {', '.join(self.groups) or 'none'})"
+            f"target {self.target_words}; groups {', '.join(self.groups) or 'none'})"
         )
 
     def _repr_html_(self) -> str:
@@ -60,8 +62,20 @@ class EntityTable:
 
     def to_frame(self) -> pd.DataFrame:
         """One row an entity: ``name``, ``is_test``, each target and each group; as a CSV it reads as this table."""
-        targets = dict(zip(self.target_names, self.targets.T, strict=True))
+        targets = {self.label: self.labels} if self.label else dict(zip(self.target_names, self.targets.T, strict=True))
         return pd.DataFrame({"name": list(self.texts), "is_test": self.is_test, **targets, **self.groups})
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] each row's label, of a table of labels."""
+        return np.array(self.target_names, object)[self.targets.argmax(axis=1)]
+
+    @property
+    def target_words(self) -> str:
+        """The targets, for people: their names, or the label's with its number of classes."""
+        if self.label:
+            return f"{self.label} ({len(self.target_names)} classes)"
+        return ", ".join(self.target_names)
 
     @property
     def is_place(self) -> bool:
@@ -93,6 +107,7 @@ def make_table(
     test_fraction: float = 0.2,
     limit: int | None = None,
     divide: Callable[[EntityTable], EntityTable] | None = None,
+    labels: bool | None = None,
 ) -> EntityTable:
     """The entity table that a data frame holds.
 
@@ -101,8 +116,8 @@ def make_table(
       name: what results call the table.
       text: a column, or a template over columns such as ``"{creator}'s {title}"``; None takes a column that is
         plainly the name.
-      target: columns of numbers or dates (ISO 8601 such as 1986-07-02); () takes a latitude and longitude, or the only
-        numbers or dates there.
+      target: columns of numbers or dates (ISO 8601 such as 1986-07-02), or one of class labels; () takes a latitude
+        and longitude, or the only numbers or dates there.
       split: a column of "train" and "test", or of booleans with "test" in its name; None takes ``is_test`` or ``split``
         where there, and else draws a seeded split.
       group: columns to colour by and to hold out.
@@ -110,6 +125,8 @@ def make_table(
       seed, test_fraction: of the seeded split.
       limit: a random sample (same seed) of so many rows, with both sides of the split in their share.
       divide: splits the whole table (which may cost it some rows), in place of a column.
+      labels: whether the target is a class label and not a number; None takes labels where no value is a number or a
+        date, and where all are 0 or 1. Rows of a class with fewer than two training rows are left out.
     Raises:
       InputError: every problem that was found, at once.
     """
@@ -134,21 +151,30 @@ def make_table(
         else attempt(seeded_split, len(frame), test_fraction, seed, None if divide else notes)
     )
     target = attempt(_order_target, target) or ()
-    values = [attempt(columns.target_values, frame, column) for column in target]
+    label = attempt(_find_label, frame, target, labels) or ""
+    values = [] if label else [attempt(columns.target_values, frame, column) for column in target]
     attempt(columns.require_columns, frame, group)
     attempt(_refuse_own_names, target, group)
     if problems:
         raise InputError(*problems)
     notes.extend(read.note for read in values if read.note)
+    if label:
+        classes, targets = one_hot(columns.strings(frame[label]))
+        units = ("",) * len(classes)
+    else:
+        classes = tuple(columns.COORDINATES.get(column.lower(), column) for column in target)
+        targets = np.stack([read.values for read in values], axis=1)
+        units = tuple(read.unit for read in values)
 
     table = EntityTable(
         name=name,
         texts=tuple(texts),
-        targets=np.stack([read.values for read in values], axis=1),
-        target_names=tuple(columns.COORDINATES.get(column.lower(), column) for column in target),
-        units=tuple(read.unit for read in values),
+        targets=targets,
+        target_names=classes,
+        units=units,
         is_test=is_test,
         groups={column: np.array(columns.strings(frame[column]), object) for column in group},
+        label=label,
         attribution=attribution,
     )
     if limit is not None and limit < len(table):
@@ -157,8 +183,79 @@ def make_table(
     if divide is not None:
         table = divide(table)
         notes.extend(table.notes)
+    if label:
+        table = keep_classes(table, notes)
     _require_variation(table)
     return replace(table, notes=(*notes, *_notes_on_names(table)))
+
+
+def one_hot(labels: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """(classes, targets [N, K]): the labels in sorted order, and 1 for each row's own."""
+    classes, code = np.unique(np.asarray(labels).astype(str), return_inverse=True)
+    return tuple(map(str, classes)), np.eye(len(classes))[code]
+
+
+def keep_classes(table: EntityTable, notes: list[str]) -> EntityTable:
+    """A table of labels without the classes that have fewer than two training rows; a note tells of them.
+
+    Raises:
+      InputError: fewer than two classes are left.
+    """
+    rows = table.targets[~table.is_test].sum(axis=0)
+    kept = rows >= 2
+    if kept.sum() < 2:
+        named = ", ".join(
+            f"{name!r} {int(count)}" for name, count in list(zip(table.target_names, rows, strict=True))[:5]
+        )
+        raise InputError(
+            f"Target {table.label!r} has {int(kept.sum())} classes with two training rows or more; wanted two classes "
+            f"(training rows: {named}). Choose a coarser label, or more rows."
+        )
+    if kept.all():
+        return table
+    names = [name for name, keep in zip(table.target_names, kept, strict=True) if not keep]
+    inside = table.targets[:, kept].sum(axis=1) > 0
+    notes.append(
+        f"Classes of {table.label!r} with fewer than two training rows: {len(names):,} ({', '.join(names[:5])}"
+        f"{', ...' if len(names) > 5 else ''}); their {int((~inside).sum()):,} rows are left out."
+    )
+    table = replace(
+        table,
+        targets=table.targets[:, kept],
+        target_names=tuple(name for name in table.target_names if name not in set(names)),
+        units=("",) * int(kept.sum()),
+    ).take(inside)
+    if not table.is_test.any():
+        raise InputError(f"No test row has a class of {table.label!r} that training rows have. Name another split.")
+    return table
+
+
+def _find_label(frame: pd.DataFrame, target: Sequence[str], labels: bool | None) -> str:
+    """The target's column where it holds class labels; "" where it holds numbers or dates.
+
+    Raises:
+      InputError: labels are asked for with more than one target, a row has none, or nearly every row has its own.
+    """
+    if len(target) != 1:
+        if labels:
+            raise InputError(f"Labels are one target; {len(target)} are named. Name one column with --target.")
+        return ""
+    columns.require_columns(frame, target)
+    words = [word.strip() for word in columns.strings(frame[target[0]])]
+    if labels is None:
+        labels = columns.are_labels(words)
+    if not labels:
+        return ""
+    if empty := [row for row, word in enumerate(words) if not word]:
+        raise InputError(
+            f"Target {target[0]!r} is missing in {columns.in_rows(empty)}. Fill it in, or leave these rows out."
+        )
+    if len(set(words)) > len(words) / 2:
+        raise InputError(
+            f"Target {target[0]!r} has {len(set(words)):,} different labels in {len(words):,} rows; a class needs "
+            f"several rows. {columns.WHAT_A_TARGET_IS}"
+        )
+    return target[0]
 
 
 def _find_text(frame: pd.DataFrame, notes: list[str]) -> str:
@@ -228,6 +325,8 @@ def _refuse_own_names(target: Sequence[str], group: Sequence[str]) -> None:
 
 
 def _require_variation(table: EntityTable) -> None:
+    if table.label:  # a class more than one of which each has rows
+        return
     train = table.targets[~table.is_test]
     problems = []
     for name, value, spread in zip(table.target_names, train[0], np.ptp(train, axis=0), strict=True):

@@ -119,7 +119,7 @@ def finish(
 def load_run_table(config: RunConfig) -> EntityTable:
     """The table that a run's settings name. Raises InputError as `load_table`."""
     names = ("text", "target", "split", "group", "data_dir", "limit", "seed")
-    names += ("cell_degrees", "buffer_km", "unit_vectors")
+    names += ("cell_degrees", "buffer_km", "unit_vectors", "labels")
     return load_table(config.dataset, **{name: getattr(config, name) for name in names})
 
 

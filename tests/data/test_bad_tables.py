@@ -35,7 +35,11 @@ BAD = {
     "ragged": ("name,x\na,1\nb,2,3\n", {}, "Expected 2 fields in line 3, saw 3"),
     "another encoding": ("name,x\nK\udcf6ln,1\nb,2\n", {}, "can't decode byte 0xf6"),
     "no name of the text": ("place,x\na,1\nb,2\n", {}, "Which column is the text? Name it with --text"),
-    "labels": ("name,country\na,France\nb,Spain\nc,Italy\n", {"target": ["country"]}, "labels can be a --group"),
+    "labels": (
+        "name,country\na,France\nb,Spain\nc,Italy\n",
+        {"target": ["country"]},
+        "3 different labels in 3 rows; a class needs",
+    ),
     "labels and no target": ("name,country\na,France\nb,Spain\n", {}, "No column is all numbers or dates"),
     "ISO is named": (
         "name,day\na,spring\nb,autumn\n",
@@ -51,7 +55,22 @@ BAD = {
     "no day at all": (column("1986-02-30", name="day").replace('"', ""), {"target": ["day"]}, "row 10 '1986-02-30'"),
     "a day of two months": ("name,day\na,13/01/1900\nb,01/13/1900\n", {"target": ["day"]}, "is not a date in 1 row"),
     "a year among dates": ("name,day\na,1986-01-01\nb,1987-01-01\nc,1988\n", {}, "Name it with --target"),
-    "true and false": ("name,x\na,True\nb,False\n", {"target": ["x"]}, "Write 1 and 0 to predict it as a number."),
+    "true and false as a number": (
+        "name,x\na,True\nb,False\n",
+        {"target": ["x"], "labels": False},
+        "Write 1 and 0 to predict it as a number.",
+    ),
+    "labels of which each has one row": (
+        "name,x,split\na,u,train\nb,u,test\nc,v,train\nd,v,test\n",
+        {"target": ["x"]},
+        "'x' has 0 classes with two training rows or more; wanted two classes (training rows: 'u' 1, 'v' 1)",
+    ),
+    "a label missing": ("name,x\na,u\nb,\nc,v\nd,u\ne,v\n", {"target": ["x"]}, "is missing in 1 row (row 1)"),
+    "two targets as labels": (
+        "name,x,y\na,1,2\nb,3,4\n",
+        {"target": ["x", "y"], "labels": True},
+        "Labels are one target",
+    ),
     "thousands": (column("1,000"), {"target": ["x"]}, "(row 10 '1,000'). Write '1,000' with digits and a point only"),
     "thousands and no target": (column("1,000"), {}, "not a number in 1 row (row 10 '1,000')"),
     "per cent": (column("5%"), {"target": ["x"]}, "Write '5%' with digits and a point only"),
