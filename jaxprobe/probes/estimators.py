@@ -1,9 +1,11 @@
 """scikit-learn estimators over the probes of one layer: fit, predict, score, clone, pipelines, cross_val_score."""
 
 import numpy as np
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxprobe.probes.labels import fit_state, log_softmax
 from jaxprobe.probes.mlp import fit_mlp, predict_mlp
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
 
@@ -95,3 +97,51 @@ class MlpProbe(_Probe):
         """Predictions [N] or [N, C] in target units."""
         X = self._check_predict(X)
         return self._shaped(predict_mlp(self.fit_, X[None])[0])
+
+
+class ClassProbe(ClassifierMixin, BaseEstimator):
+    """Class probe of one layer. Parameters are those of ``probes.labels.fit_classes``.
+
+    Attributes:
+      classes_: K labels; coef_: [K, D]; intercept_: [K], of scores whose softmax is the probability.
+      alpha_: the chosen penalty.
+    """
+
+    def __init__(self, classifier="ridge", *, alphas=None, seed=0):
+        self.classifier = classifier
+        self.alphas = alphas
+        self.seed = seed
+
+    def fit(self, X, y):
+        """Fits X [N, D] to labels y [N]."""
+        X, y = validate_data(self, X, y, dtype="numeric", ensure_min_samples=2)
+        check_classification_targets(y)
+        self.classes_, code = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"All rows are of one class, {self.classes_[0]!r}; two are needed.")
+        weights, self.intercept_, self.alpha_, _ = fit_state(X, code, self.classifier, self.alphas, seed=self.seed)
+        self.coef_ = weights.T
+        return self
+
+    def decision_function(self, X):
+        """Scores [N, K]; of two classes [N], the second's less the first's."""
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_log_proba(self, X):
+        """Log-probabilities [N, K]."""
+        return log_softmax(self._scores(X))
+
+    def predict_proba(self, X):
+        """Probabilities [N, K]."""
+        return np.exp(self.predict_log_proba(X))
+
+    def predict(self, X):
+        """The likeliest label of each row, [N]."""
+        best = self._scores(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def _scores(self, X):
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype="numeric", reset=False)
+        return X @ self.coef_.T + self.intercept_

@@ -96,22 +96,41 @@ def fit_classes(
     Raises:
       InputError: labels or states that can't be fitted, or a classifier that is not known.
     """
-    if classifier not in CLASSIFIERS:
-        raise InputError(f"Classifier {classifier!r} is not one of {', '.join(CLASSIFIERS)}.")
     if not activations:
         raise InputError("There are no states to fit. Extract some first.")
     classes, code = check_labels(labels)
     fits = []
     for name, state in activations.items():
-        x = np.asarray(state[np.flatnonzero(rows)], np.float32)
-        if len(x) != len(code):
-            raise InputError(f"State {name!r} has {len(x)} training rows for {len(code)} labels. Give one for each.")
-        if not np.isfinite(x.sum(dtype=np.float64)):
-            raise InputError(f"State {name!r} holds values that are not finite. Extract it in float32.")
-        fits.append(_FITS[classifier](x, code, alphas, seed, name))
+        fits.append(fit_state(state[np.flatnonzero(rows)], code, classifier, alphas, seed=seed, name=name))
         advance(1)
     weights, intercept, alpha, loss = map(np.stack, zip(*fits, strict=True))
     return ClassFit(classes, weights.astype(np.float32), intercept, alpha, loss)
+
+
+def fit_state(
+    x: np.ndarray,
+    code: np.ndarray,
+    classifier: str = "ridge",
+    alphas: Sequence[float] | None = None,
+    *,
+    seed: int = 0,
+    name: str = "0",
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """(weights [D, K], intercept [K], penalty, loss), as in ClassFit, of one state.
+
+    Args:
+      x: [N, D]; code: [N] numbers of the labels, 0 to K - 1, each of some rows.
+      name: of the state, for messages.
+    Other arguments and errors are those of ``fit_classes``.
+    """
+    if classifier not in CLASSIFIERS:
+        raise InputError(f"Classifier {classifier!r} is not one of {', '.join(CLASSIFIERS)}.")
+    if len(x) != len(code):
+        raise InputError(f"State {name!r} has {len(x)} training rows for {len(code)} labels. Give one for each.")
+    x = np.asarray(x, np.float32)
+    if not np.isfinite(x.sum(dtype=np.float64)):
+        raise InputError(f"State {name!r} holds values that are not finite. Extract it in float32.")
+    return _FITS[classifier](x, code, alphas, seed, name)
 
 
 def class_scores(fit: ClassFit, layer: int, x: np.ndarray) -> np.ndarray:
@@ -228,7 +247,7 @@ def _fit_means(x, code, alphas, seed, name):
     counts = np.bincount(code)
     means = np.eye(len(counts))[code].T @ centred / counts[:, None]
     # Without row i the mean of its class is m + (m - x_i) / (n - 1).
-    own = means[code] + (means[code] - centred) / (counts[code] - 1)[:, None]
+    own = means[code] + (means[code] - centred) / np.maximum(counts[code] - 1, 1)[:, None]  # a row alone keeps its own
     scores = centred @ means.T - 0.5 * np.square(means).sum(1)
     scores[np.arange(len(code)), code] = np.einsum("nd,nd->n", centred, own) - 0.5 * np.square(own).sum(1)
     scale, loss = likeliest_scale(scores, code)

@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxprobe.probes.estimators import MlpProbe, RidgeProbe
+from jaxprobe.probes.estimators import ClassProbe, MlpProbe, RidgeProbe
 
 # The checks' tables have tens of rows: smaller batches, or early stopping ends after a few steps.
 SMALL = dict(hidden=16, batch_size=16, weight_decays=(0.01,))
@@ -22,7 +22,7 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@parametrize_with_checks([RidgeProbe(), MlpProbe(**SMALL)])
+@parametrize_with_checks([RidgeProbe(), MlpProbe(**SMALL), ClassProbe(), ClassProbe("logistic")])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
