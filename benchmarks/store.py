@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from benchmarks import machine
 from benchmarks.output import say, write_result
 from jaxprobe.data.catalog import load_table
-from jaxprobe.experiments.streaming import make_folds
 from jaxprobe.extract.extraction import fill_store, open_store, plan_extraction, stream_states
 from jaxprobe.extract.store.reader import open_activations
 from jaxprobe.extract.store.writer import ActivationStore
@@ -35,6 +34,7 @@ from jaxprobe.models.load import load_model
 from jaxprobe.probes.metrics import score
 from jaxprobe.probes.ridge import fit_states, predict_layer
 from jaxprobe.results.folder import RunDirectory
+from jaxprobe.runs.fit import make_folds
 
 
 @dataclasses.dataclass(frozen=True)

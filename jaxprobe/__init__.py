@@ -12,7 +12,7 @@ _PUBLIC = {
     "RunConfig": "jaxprobe.settings",
     "RunDirectory": "jaxprobe.results.folder",
     "extract_states": "jaxprobe.extract.extraction",
-    "fit_probes": "jaxprobe.experiments.layers",
+    "fit_probes": "jaxprobe.runs.fit",
     "fit_ridge": "jaxprobe.probes.ridge",
     "list_datasets": "jaxprobe.data.catalog",
     "load_model": "jaxprobe.models.load",

@@ -106,7 +106,7 @@ def check_settings(settings: RunSettings) -> None:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and "\0" in text:
                 problems.append(f"{option(name)} {text!r} holds a NUL character. Leave it out.")
-            elif isinstance(text, str) and not _is_utf8(text):
+            elif isinstance(text, str) and not is_utf8(text):
                 problems.append(f"{option(name)} {text!r} holds bytes that are not UTF-8. Write it in UTF-8.")
     for name, low, high, words in (
         ("seed", 0, _SEEDS - 1, f"0 to {_SEEDS - 1}"),
@@ -132,7 +132,8 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: the bytes of an argument that are none come as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import NamedSharding
 
 from jaxprobe.data.table import EntityTable
-from jaxprobe.experiments.layers import fit_probes
 from jaxprobe.extract.extraction import extract_states
 from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh, parse_mesh, spec
 from jaxprobe.models.load import load_model
 from jaxprobe.models.transformer import BLOCK_AXES, MODEL_AXES, Bins, Root
 from jaxprobe.plan.hlo import collectives
+from jaxprobe.runs.fit import fit_probes
 from tests.tiny_llama import assert_same_states, save_model
 
 NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")

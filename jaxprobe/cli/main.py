@@ -22,8 +22,8 @@ from rich.markup import escape
 import jaxprobe
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import as_path
-from jaxprobe.host.progress import console_progress
-from jaxprobe.settings import RunConfig, read_config
+from jaxprobe.host.progress import console_reporter
+from jaxprobe.settings import RunSettings, read_settings
 
 WRONG, UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 WIDTH = 240  # of tables that are not printed on a terminal
@@ -44,7 +44,7 @@ experiment = tyro.extras.SubcommandApp()
 log = Console(stderr=True, highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)  # --quiet leaves these
 as_json = False
-Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
+Settings = Annotated[RunSettings, tyro.conf.arg(name="")]
 Runs = tyro.conf.Positional[tuple[Path, ...]]
 
 
@@ -56,9 +56,9 @@ def demo(out: Path | None = None, limit: int | None = None) -> None:
         out: The run's folder; default: demo-run, or demo-run-LIMIT.
         limit: Use a seeded sample of this many cities.
     """
-    from jaxprobe.runs.execute import demo_config
+    from jaxprobe.runs.execute import demo_settings
 
-    _run(demo_config(out or _smoke_folder("demo-run", limit), limit))
+    _run(demo_settings(out or _smoke_folder("demo-run", limit), limit))
 
 
 @app.command
@@ -112,7 +112,7 @@ def paper(
 
     limit = None if full else limit
     out = as_path(out or _smoke_folder("paper-runs", limit))
-    frame = run_paper(model, out, data_dir, prompts, limit, _say, console_progress(log), random_weights)
+    frame = run_paper(model, out, data_dir, prompts, limit, random_weights, console_reporter(log))
     _output().frame(frame, "Test R2, ours and the paper's", folder=str(out))
 
 
@@ -396,19 +396,19 @@ def _dispatch(arguments: list[str]) -> None:
     if known.config is None and known.processes is None:
         app.cli(prog="jaxprobe", description=HELP, args=rest or ["--help"])
     elif rest[:1] == ["run"]:
-        default = {} if known.config is None else {"default": read_config(known.config)}
-        _run(tyro.cli(RunConfig, args=rest[1:], **default, prog="jaxprobe run"), known.processes)
+        default = {} if known.config is None else {"default": read_settings(known.config)}
+        _run(tyro.cli(RunSettings, args=rest[1:], **default, prog="jaxprobe run"), known.processes)
     else:
         raise InputError("--config and --processes belong to the command run: jaxprobe run --config RUN.")
 
 
-def _run(settings: RunConfig, processes: str | None = None) -> None:
+def _run(settings: RunSettings, processes: str | None = None) -> None:
     from jaxprobe.host.processes import is_main, job
     from jaxprobe.runs.execute import run as run_settings
 
     with job(processes, _tell):
         log.quiet |= not is_main()
-        directory = run_settings(settings, _say, console_progress(log))
+        directory = run_settings(settings, console_reporter(log))
         if is_main():
             _output().run(directory)
 
@@ -449,7 +449,7 @@ def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
     if not runs:
         raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
     runs = tuple(map(as_path, runs))
-    frame = EXPERIMENTS[name](runs, progress=console_progress(log), **options)
+    frame = EXPERIMENTS[name](runs, progress=console_reporter(log), **options)
     path = write_table(name, frame, runs[0])
     shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]
     if name == "layers":  # hundreds of rows otherwise

@@ -5,12 +5,14 @@ same methods and which Orbax takes as well. `as_path` makes them, and the functi
 store can't do: map a file, rename one, or say how much room there is.
 """
 
+import errno
 import functools
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ else:
     AnyPath = PurePath  # both are one: importing epath would make `jaxprobe --help` wait
 
 _ADDRESS = re.compile("([a-z0-9]{2,}):/+")  # a Path makes one slash of two
+_LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer
 _REQUESTS = 16  # of a bucket, at once
 
 
@@ -158,6 +161,56 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_out(out: AnyPath, *, file: bool = False) -> None:
+    """Refuses a folder (or a file) that can't be written: by a trial that leaves nothing behind.
+
+    Raises:
+      InputError: a file where a folder is wanted or the other way round, a name that the file system does not take,
+        or a place that may not be written to.
+    """
+    if not is_local(out):
+        return
+    wanted, other = ("file", "folder") if file else ("folder", "file")
+
+    def refused(fact: str) -> InputError:
+        return InputError(f"{out} {fact}. Name another {wanted} with --out.")
+
+    place = absolute(out)
+    if "\0" in str(place):
+        raise refused("holds a NUL character")
+    missing = []
+    for there in (place, *place.parents):
+        try:
+            is_folder = stat.S_ISDIR(there.stat().st_mode)
+            break
+        except FileNotFoundError as error:
+            if there.is_symlink():
+                raise refused(f"can't be used: {there} is a link to nothing") from error
+            missing.append(there.name)
+        except NotADirectoryError:
+            missing.append(there.name)  # below a file, which is found next
+        except OSError as error:
+            looped = error.errno == errno.ELOOP
+            reason = f"{there} is a link to itself" if looped else f"{error.strerror}"
+            raise refused(f"can't be used: {reason}") from error
+    if not missing and is_folder == file:
+        raise refused(f"is a {other}, wanted a {wanted}")
+    if missing and not is_folder:
+        raise refused(f"lies below {there}, which is a file")
+    if long := [name for name in missing if len(os.fsencode(name)) > _LONGEST_NAME]:
+        raise refused(f"has a name of {len(os.fsencode(long[0]))} bytes; file systems take {_LONGEST_NAME}")
+    if not missing and (file or (there / "config.json").exists()):
+        return  # a finished run may lie where nothing can be written; it is only read then
+    trial = there / (missing[-1] if missing else f".jaxprobe-{secrets.token_hex(4)}")
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except FileExistsError:  # another process of this job is trying the same
+        pass
+    except OSError as error:
+        raise refused(f"can't be made in {there}: {error.strerror}") from error
 
 
 def remove_folder(path: AnyPath) -> None:

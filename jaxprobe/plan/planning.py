@@ -18,7 +18,6 @@ from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.streaming import FOLDS, make_folds
 from jaxprobe.extract.forward import BINS_PER_DEVICE, choose_states
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.sums import wave_size
@@ -35,6 +34,7 @@ from jaxprobe.models.published import find_published
 from jaxprobe.models.tokenizer import load_tokenizer
 from jaxprobe.plan.programs import forward_program, moments_program, ridge_programs
 from jaxprobe.probes.search import RELATIVE_ALPHAS
+from jaxprobe.runs.fit import FOLDS, make_folds
 
 # Assumed, and said with every plan; none of it was measured on these chips.
 UTILISATION = 0.5  # of the chip's published peak

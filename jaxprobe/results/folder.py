@@ -216,6 +216,13 @@ class RunDirectory:
             + "\n".join(lines)
         )
 
+    def is_of(self, config: Mapping[str, Any]) -> bool:
+        """Whether config.json is there, can be read, and has this run's fingerprint."""
+        try:
+            return self.read_config().get("fingerprint") == config["fingerprint"]
+        except InputError:
+            return False
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json: "settings", "versions", "fingerprint" and, when the run has ended, "result"."""
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -5,7 +5,7 @@ Source: Gurnee & Tegmark (2023), "Language Models Represent Space and Time", arX
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ from jaxprobe.errors import InputError
 from jaxprobe.experiments import registry as experiment
 from jaxprobe.extract.store.writer import check_space
 from jaxprobe.host.paths import AnyPath, as_path
-from jaxprobe.host.progress import Progress, default_progress, in_words
+from jaxprobe.host.progress import Reporter, default_reporter, in_words
 from jaxprobe.models.load import open_model
-from jaxprobe.results.folder import RunDirectory
-from jaxprobe.runs.execute import Prepared, disk_bytes, finish, load, prepare
-from jaxprobe.settings import RunConfig, read_config
-
-Say = Callable[[str], None]
+from jaxprobe.results.results import Run
+from jaxprobe.runs.execute import execute, load
+from jaxprobe.runs.inputs import read_inputs
+from jaxprobe.runs.prepare import Prepared, prepare
+from jaxprobe.settings import RunSettings
 
 
 class Published(NamedTuple):
@@ -58,9 +58,8 @@ def run_paper(
     data_dir: Path | None,
     prompts: Sequence[str],
     limit: int | None,
-    say: Say,
-    progress: Progress | None = None,
     random_weights: bool = False,
+    reporter: Reporter | None = None,
 ) -> pd.DataFrame:
     """Runs every table at hand under its prompts, then experiments 1 to 5, and returns our numbers beside the paper's.
 
@@ -79,61 +78,62 @@ def run_paper(
       InputError: no table at hand, no such prompt, or whatever a run refuses.
     """
     configs = plan_runs(model, out, data_dir, prompts, limit)
-    progress = progress or default_progress()
-    runs = run_all(configs, say, progress)
-    tables = run_experiments(runs, progress, random_weights)
-    tables["paper"] = pd.DataFrame([compare(RunDirectory(path), tables) for path in runs])
+    reporter = reporter or default_reporter()
+    runs = run_all(configs, reporter)
+    tables = run_experiments(runs, reporter, random_weights)
+    tables["paper"] = pd.DataFrame([compare(Run(path), tables) for path in runs])
     for name, frame in tables.items():
-        say(f"{name}: {experiment.write_table(name, frame, out)}")
-    say(DIFFERENCES)
+        reporter.say(f"{name}: {experiment.write_table(name, frame, out)}")
+    reporter.say(DIFFERENCES)
     return tables["paper"]
 
 
-def run_experiments(runs: Sequence[AnyPath], progress: Progress, random_weights: bool) -> dict[str, pd.DataFrame]:
+def run_experiments(runs: Sequence[AnyPath], reporter: Reporter, random_weights: bool) -> dict[str, pd.DataFrame]:
     """Experiments 1 to 5 on finished runs: experiment -> its table, where some run suits it."""
     by_table: dict[str, list[AnyPath]] = {}
     for path in runs:
-        by_table.setdefault(read_config(RunDirectory(path).config_path).dataset, []).append(path)
+        by_table.setdefault(Run(path).dataset, []).append(path)
     # Hold-outs fit some tens of probes, so they look at each table's first prompt only.
     first = [several[0] for several in by_table.values()]
-    typed = [path for path in first if "group_entity_type" in RunDirectory(path).read_entities()]
+    typed = [path for path in first if "entity_type" in Run(path).groups]
     found = {
-        "layers": [experiment.layers(runs, progress)],
-        "prompts": [experiment.transfer(paths, progress=progress) for paths in by_table.values() if len(paths) > 1],
-        "blocks": [experiment.hold_out(first, progress=progress)],
-        "entity_types": [experiment.types(typed, progress=progress)] if typed else [],
+        "layers": [experiment.layers(runs, reporter)],
+        "prompts": [experiment.transfer(paths, progress=reporter) for paths in by_table.values() if len(paths) > 1],
+        "blocks": [experiment.hold_out(first, progress=reporter)],
+        "entity_types": [experiment.types(typed, progress=reporter)] if typed else [],
         "controls": [
-            experiment.control([path], random_weights=True, progress=progress)
+            experiment.control([path], random_weights=True, progress=reporter)
             if random_weights and path in first
-            else RunDirectory(path).read_controls()
+            else Run(path).controls
             for path in runs
         ],
     }
     return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items() if frames}
 
 
-def run_all(configs: Sequence[RunConfig], say: Say, progress: Progress) -> list[AnyPath]:
+def run_all(settings: Sequence[RunSettings], reporter: Reporter) -> list[AnyPath]:
     """Runs of one model, which is opened and read once; their folders. All are checked before the first one starts."""
-    files, said, prepared = open_model(configs[0].model), [], []
-    for config in configs:
-        lines: list[str] = []
-        prepared.append(prepare(config, lines.append, files))
-        said.append(lines)
-    todo = [each for each in prepared if not each.directory.is_complete]
+    inputs = [read_inputs(each) for each in settings]
+    files, said, prepared = open_model(settings[0].model), [], []
+    for each in inputs:
+        heard = Reporter()
+        prepared.append(prepare(each, heard, files))
+        said.append(heard.lines)
+    todo = [each for each in prepared if not each.is_fitted]
     unstored = [each for each in todo if not each.directory.activations_path.exists()]
-    check_space(configs[0].out, sum(map(disk_bytes, unstored)))
-    say(f"{len(todo)} of {len(prepared)} runs to do{how_long(todo)}.")
-    model = functools.cache(lambda: load(todo[0], progress))  # once, and not where all states are stored
+    check_space(settings[0].out, sum(each.disk_bytes for each in unstored))
+    reporter.say(f"{len(todo)} of {len(prepared)} runs to do{how_long(todo)}.")
+    model = functools.cache(lambda: load(todo[0], reporter))  # once, and not where all states are stored
     for each, lines in zip(prepared, said, strict=True):
         for line in lines:
-            say(line)
-        finish(each, say, progress, time.perf_counter(), model)
+            reporter.say(line)
+        execute(each, reporter, time.perf_counter(), model)
     return [each.directory.path for each in prepared]
 
 
 def plan_runs(
     model: str, out: AnyPath, data_dir: Path | None, prompts: Sequence[str], limit: int | None
-) -> list[RunConfig]:
+) -> list[RunSettings]:
     """The settings of each run: every table of the paper that is at hand, under each of its prompts."""
     tables = [listing.name for listing in list_datasets(data_dir) if listing.location and listing.name in PUBLISHED]
     if not tables:
@@ -148,7 +148,7 @@ def plan_runs(
         wanted = [name for name in prompts if name in named] if prompts else [named[0], questions[0]]
         unknown -= set(wanted)
         options = dict(data_dir=data_dir, limit=limit)
-        configs += [RunConfig(model, table, as_path(out) / table / name, prompt=name, **options) for name in wanted]
+        configs += [RunSettings(model, table, as_path(out) / table / name, prompt=name, **options) for name in wanted]
     if unknown:
         raise InputError(f"Prompt {', '.join(sorted(unknown))} is of none of the tables {', '.join(tables)}.")
     return configs
@@ -166,7 +166,7 @@ def how_long(todo: Sequence[Prepared]) -> str:
     )
 
 
-def compare(directory: RunDirectory, tables: Mapping[str, pd.DataFrame]) -> dict[str, object]:
+def compare(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, object]:
     """One run's test R2 with its interval and its controls, and the paper's R2 for the same table.
 
     ``cells`` is R2 with whole cells of the map held out.
@@ -174,11 +174,10 @@ def compare(directory: RunDirectory, tables: Mapping[str, pd.DataFrame]) -> dict
     Args:
       tables: those of the experiments "controls" and "blocks", with this run among others.
     """
-    scores = directory.read_scores()
     found = {}
     for name in ("controls", "blocks"):
         frame = tables[name]
-        same = (frame["dataset"] == scores["dataset"][0]) & (frame["prompt"] == scores["prompt"][0])
+        same = (frame["dataset"] == run.dataset) & (frame["prompt"] == run.prompt)
         found[name] = frame[same & (frame["metric"] == "r2") & (frame["target"] == "mean")]
     controls, blocks = found["controls"], found["blocks"]
     by = controls[controls["resampled"].isin(["rows", "permutations"])].set_index("control")
@@ -189,7 +188,7 @@ def compare(directory: RunDirectory, tables: Mapping[str, pd.DataFrame]) -> dict
         "model": ours["model"],
         "dataset": ours["dataset"],
         "prompt": ours["prompt"],
-        "rows": len(directory.read_entities()),
+        "rows": len(run.entities),
         "layer": ours["layer"],
         "r2": ours["value"],
         "ci_low": ours["ci_low"],

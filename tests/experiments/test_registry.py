@@ -14,7 +14,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.experiments import blocks, controls
 from jaxprobe.experiments import registry as experiment
 from jaxprobe.extract.store.reader import open_activations
-from jaxprobe.host.progress import default_progress
+from jaxprobe.host.progress import Reporter
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.paper import PUBLISHED, load, plan_runs, run_all, run_paper
 from jaxprobe.runs.predict import conformal_width, predict
@@ -213,10 +213,10 @@ def test_predict_prints_its_table(runs, capsys):
 def test_the_papers_tables_stand_beside_the_papers_numbers(model, tables, tmp_path):
     planned = [(config.dataset, config.prompt) for config in plan_runs(model, tmp_path, tables, (), None)]
     assert planned == [("world_place", "empty"), ("world_place", "coords"), ("art", "empty"), ("art", "release")]
-    only_art, lines = tmp_path / "tables", []
+    only_art, heard = tmp_path / "tables", Reporter()
     only_art.mkdir()
     (only_art / "art.csv").write_bytes((tables / "art.csv").read_bytes())
-    frame = run_paper(model, tmp_path / "paper", only_art, (), 60, lines.append)
+    frame = run_paper(model, tmp_path / "paper", only_art, (), 60, reporter=heard)
     assert list(frame["dataset"] + "/" + frame["prompt"]) == ["art/empty", "art/release"]
     assert (frame["rows"] == 60).all() and list(frame["llama2_7b"]) == [0.788, 0.788]
     for _, row in frame.iterrows():
@@ -227,10 +227,10 @@ def test_the_papers_tables_stand_beside_the_papers_numbers(model, tables, tmp_pa
         assert scores["value"].item() == pytest.approx(row["r2"], abs=SAME_PROBE)
     tables_written = {path.stem for path in (tmp_path / "paper" / "experiments").glob("*.csv")}
     assert tables_written == {"layers", "prompts", "blocks", "entity_types", "controls", "paper"}
-    assert "2 of 2 runs to do" in lines[0] and "What differs" in lines[-1]
+    assert "2 of 2 runs to do" in heard.lines[0] and "What differs" in heard.lines[-1]
     # What is finished is not done again; random weights are a further control of the first prompt.
-    again = run_paper(model, tmp_path / "paper", only_art, (), 60, lines.append, random_weights=True)
-    assert any("0 of 2 runs to do" in line for line in lines)
+    again = run_paper(model, tmp_path / "paper", only_art, (), 60, True, heard)
+    assert any("0 of 2 runs to do" in line for line in heard.lines)
     assert list(again["random_weights"].isna()) == [False, True]
     pd.testing.assert_frame_equal(again.drop(columns="random_weights"), frame)
 
@@ -300,12 +300,12 @@ def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(mod
     monkeypatch.setattr("jaxprobe.runs.execute.check_memory", lambda *given: checked.append(len(loaded)))
     monkeypatch.setattr("jaxprobe.runs.paper.check_space", lambda path, size: asked.append(size))
     configs = plan_runs(model, tmp_path, tables, ("empty",), None)
-    paths = run_all(configs, lambda line: None, default_progress())
+    paths = run_all(configs, Reporter())
     # Each run before any weights are read, and then once more as they are: never with them in memory.
     assert len(loaded) == 1 and checked == [0] * len(paths) + [1]
     files = [file for path in paths for file in (path / "activations").rglob("*") if file.is_file()]
     assert 0.9 < sum(file.stat().st_size for file in files) / asked[0] <= 1  # of small states most is around them
     for path in paths:
         (path / "scores.parquet").unlink()
-    run_all(configs, lambda line: None, default_progress())
+    run_all(configs, Reporter())
     assert len(loaded) == 1 and all((path / "scores.parquet").is_file() for path in paths)

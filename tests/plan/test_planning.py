@@ -10,11 +10,11 @@ from jaxprobe.cli.main import main
 from jaxprobe.cost.counts import count_step
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.layers import fit_probes
 from jaxprobe.models.published import find_published
 from jaxprobe.plan import words
 from jaxprobe.plan.hlo import KINDS
 from jaxprobe.plan.planning import READINGS, plan
+from jaxprobe.runs.fit import fit_probes
 
 ROWS = 3000  # of the cities: enough for several steps, and for probes in float32 on none of these widths
 

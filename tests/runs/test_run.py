@@ -13,10 +13,11 @@ from sklearn.metrics import r2_score
 import jaxprobe
 from jaxprobe.errors import InputError
 from jaxprobe.experiments.registry import open_run, random_states
+from jaxprobe.host.progress import Reporter
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.predict import predict
-from jaxprobe.settings import RunConfig, read_config
+from jaxprobe.settings import RunSettings, read_settings
 from tests.tiny_llama import save_model
 
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
@@ -49,14 +50,12 @@ def places(tmp_path):
 
 
 def settings(model, places, tmp_path, **other):
-    return RunConfig(model=model, dataset=str(places), out=tmp_path / "run", mesh="data=1", **other)
+    return RunSettings(model=model, dataset=str(places), out=tmp_path / "run", mesh="data=1", **other)
 
 
 def test_a_run_writes_its_files_and_its_scores_follow_from_its_states(model, places, tmp_path):
-    lines = []
-    directory = run(
-        settings(model, places, tmp_path, target=("latitude", "longitude"), group=("continent",)), lines.append
-    )
+    heard = Reporter()
+    directory = run(settings(model, places, tmp_path, target=("latitude", "longitude"), group=("continent",)), heard)
     names = {path.name for path in directory.path.iterdir()}
     assert names >= {"config.json", "activations", "probes.safetensors", "scores.csv", "report.html", "figures"}
     states = jaxprobe.open_activations(directory.activations_path)
@@ -69,15 +68,15 @@ def test_a_run_writes_its_files_and_its_scores_follow_from_its_states(model, pla
         row = scores.query(f"layer == '{state}' and split == 'test' and metric == 'r2' and target == 'mean'").iloc[0]
         probe = Ridge(row["alpha"]).fit(states[state][~test].astype(np.float64), targets[~test])
         assert row["value"] == pytest.approx(r2_score(targets[test], probe.predict(states[state][test])), abs=1e-4)
-    assert any("60 entities" in line for line in lines)
+    assert any("60 entities" in line for line in heard.lines)
     config = directory.read_config()
     assert config["result"]["headline_layer"] in states and config["result"]["peak_memory_bytes"] > 0
 
 
 def test_spatial_blocks_as_the_split(model, places, tmp_path):
     options = dict(target=("latitude", "longitude"), split="blocks", cell_degrees=30.0, buffer_km=2000.0)
-    lines = []
-    directory = run(settings(model, places, tmp_path, **options), lines.append)
+    heard = Reporter()
+    directory = run(settings(model, places, tmp_path, **options), heard)
     entities = directory.read_entities()
     place = lambda split: entities.loc[entities["split"] == split, ["true_latitude", "true_longitude"]].to_numpy()
     test, train = place("test"), place("train")
@@ -85,19 +84,19 @@ def test_spatial_blocks_as_the_split(model, places, tmp_path):
     assert min(great_circle_km(row, train).min() for row in test) >= 2000
     cells = entities.groupby("group_block")["split"].nunique()
     assert (cells == 1).all()
-    assert any(f"{len(train)} rows to fit on, {len(test)} to test on" in line for line in lines)
-    assert not any("No split column" in line for line in lines)
-    assert read_config(directory.config_path).split == "blocks"
+    assert any(f"{len(train)} rows to fit on, {len(test)} to test on" in line for line in heard.lines)
+    assert not any("No split column" in line for line in heard.lines)
+    assert read_settings(directory.config_path).split == "blocks"
 
 
 def test_a_finished_run_does_nothing_and_says_so(model, places, tmp_path):
     config = settings(model, places, tmp_path)
-    config = RunConfig(**{**vars(config), "target": ("latitude", "longitude")})
+    config = RunSettings(**{**vars(config), "target": ("latitude", "longitude")})
     directory = run(config)
     before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("*") if path.is_file()}
-    lines = []
-    run(config, lines.append)
-    assert any("finished: nothing to do" in line for line in lines)
+    heard = Reporter()
+    run(config, heard)
+    assert any("finished: nothing to do" in line for line in heard.lines)
     assert before == {path: path.stat().st_mtime_ns for path in directory.path.rglob("*") if path.is_file()}
 
 
@@ -106,9 +105,9 @@ def test_a_run_without_results_goes_on_from_its_states(model, places, tmp_path):
     directory = run(config)
     scores = directory.read_scores()
     directory.scores_path.unlink()
-    lines = []
-    run(config, lines.append)
-    assert any("All states are stored already" in line for line in lines)
+    heard = Reporter()
+    run(config, heard)
+    assert any("All states are stored already" in line for line in heard.lines)
     pd.testing.assert_frame_equal(directory.read_scores(), scores)
 
 
@@ -121,20 +120,20 @@ def test_another_run_in_the_same_folder_is_refused(model, places, tmp_path):
 def test_config_json_gives_the_settings_back(model, places, tmp_path):
     config = settings(model, places, tmp_path, target=("founded",), layers=(0, 1))
     directory = run(config)
-    assert read_config(directory.config_path) == replace(config, dtype="float32")
-    assert read_config(directory.path) == read_config(directory.config_path)
+    assert read_settings(directory.config_path) == replace(config, dtype="float32")
+    assert read_settings(directory.path) == read_settings(directory.config_path)
     with pytest.raises(InputError, match="There is no .*nowhere. Name the folder of a run, or its config.json"):
-        read_config(tmp_path / "nowhere")
+        read_settings(tmp_path / "nowhere")
     assert tuple(jaxprobe.open_activations(directory.activations_path)) == ("embed", "0", "1")
     (tmp_path / "bad.json").write_text(json.dumps({"settings": {"model": "x", "unheard": 1}}))
     with pytest.raises(InputError, match="not known .unheard. or lacks some .dataset"):
-        read_config(tmp_path / "bad.json")
+        read_settings(tmp_path / "bad.json")
 
 
 @pytest.mark.parametrize("mesh", ["data=2,model=2", "data=8"])
 def test_devices_change_no_score(model, places, tmp_path, mesh):
     one = run(settings(model, places, tmp_path, target=("latitude", "longitude"))).read_scores()
-    config = RunConfig(model, str(places), tmp_path / "many", mesh=mesh, target=("latitude", "longitude"))
+    config = RunSettings(model, str(places), tmp_path / "many", mesh=mesh, target=("latitude", "longitude"))
     many = run(config).read_scores()
     pd.testing.assert_frame_equal(one, many, rtol=1e-2, atol=1e-3)
 
@@ -159,12 +158,12 @@ def test_a_run_without_a_store_writes_the_same_files(model, places, tmp_path, fo
         store=False,
         fold_group=fold_group,
     )
-    lines = []
-    directory = run(config, lines.append)
+    heard = Reporter()
+    directory = run(config, heard)
     assert directory.is_complete and not directory.activations_path.exists() and not directory.controls_path.exists()
-    assert read_config(directory.config_path) == replace(config, dtype="float32")
+    assert read_settings(directory.config_path) == replace(config, dtype="float32")
     how = "leaving out each of 3 values of continent" if fold_group else "5-fold cross-validation"
-    assert any(f"not stored: penalties are chosen by {how}" in line for line in lines)
+    assert any(f"not stored: penalties are chosen by {how}" in line for line in heard.lines)
     assert directory.read_config()["result"]["chosen_by"] == how
     assert f"chosen by {how} on the 45 training rows" in directory.report_path.read_text()
     arrays, _ = directory.read_probes()
@@ -180,17 +179,17 @@ def test_a_run_without_a_store_writes_the_same_files(model, places, tmp_path, fo
         found = predictions.loc[state][["predicted_latitude", "predicted_longitude"]]
         expected = probe.predict(states[state][table.is_test])
         np.testing.assert_allclose(found.loc[np.flatnonzero(table.is_test)], expected, rtol=1e-3, atol=0.05)  # degrees
-    run(config, lines.append)
-    assert "finished: nothing to do" in lines[-1]
+    run(config, heard)
+    assert "finished: nothing to do" in heard.lines[-1]
 
 
 def test_too_little_memory_is_said_before_any_work(model, places, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxprobe.cost.memory.free_memory", lambda: 1000)
     for store in (True, False):
-        lines = []
+        heard = Reporter()
         with pytest.raises(InputError, match=r"needs 0.0\d GB of memory and this machine has 0.00 GB free"):
-            run(settings(model, places, tmp_path, target=("founded",), store=store), lines.append)
-        assert any(line.startswith("Memory: ") for line in lines)
+            run(settings(model, places, tmp_path, target=("founded",), store=store), heard)
+        assert any(line.startswith("Memory: ") for line in heard.lines)
         assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +235,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_settings_write_nothing(model, places, tmp_path, case):
     change, message = BAD[case]
-    config = RunConfig(**{**vars(settings(model, places, tmp_path)), **change})
+    config = RunSettings(**{**vars(settings(model, places, tmp_path)), **change})
     with pytest.raises(InputError, match=message):
         run(config)
     assert not (tmp_path / "run").exists()
@@ -259,16 +258,16 @@ def test_a_tokenizer_without_bos_writes_nothing(model, places, tmp_path):
 
 def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch):
     """A GPU's default is bfloat16: what begins there goes on so elsewhere, or is refused with that reason."""
-    monkeypatch.setattr("jaxprobe.runs.execute.choose_dtype", lambda dtype: dtype or "bfloat16")
+    monkeypatch.setattr("jaxprobe.runs.prepare.choose_dtype", lambda dtype: dtype or "bfloat16")
     config = settings(model, places, tmp_path, target=("founded",))
     directory = run(config)
     monkeypatch.undo()
-    assert read_config(directory.config_path).dtype == "bfloat16"
+    assert read_settings(directory.config_path).dtype == "bfloat16"
     with pytest.raises(InputError, match='dtype: "bfloat16" there, "float32" wanted'):
         run(config)
-    lines = []
-    run(read_config(directory.config_path), lines.append)
-    assert "finished: nothing to do" in lines[-1]
+    heard = Reporter()
+    run(read_settings(directory.config_path), heard)
+    assert "finished: nothing to do" in heard.lines[-1]
 
 
 def test_other_groups_are_another_run(model, places, tmp_path):

@@ -8,8 +8,8 @@ from sklearn.metrics import r2_score
 
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.layers import entity_frame, fit_probes, prediction_frame
 from jaxprobe.results.folder import RunDirectory
+from jaxprobe.runs.fit import entity_frame, fit_probes, prediction_frame
 
 
 def make_world(rows=240, width=12, seed=0):

@@ -5,7 +5,6 @@ import pytest
 
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.streaming import make_folds, stream_probes
 from jaxprobe.extract.extraction import extract_states, plan_extraction, split_extraction, stream_moments
 from jaxprobe.extract.forward import compiled_step, run_plan
 from jaxprobe.mesh import make_mesh
@@ -13,6 +12,7 @@ from jaxprobe.models.load import load_model
 from jaxprobe.probes.metrics import r2
 from jaxprobe.probes.moments import Moments
 from jaxprobe.probes.ridge import fit_states, predict_layer
+from jaxprobe.runs.fit import make_folds, stream_probes
 from tests.tiny_llama import save_model
 
 NAMES = ("Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo")
