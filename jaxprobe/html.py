@@ -1,5 +1,6 @@
 """How results look to people: the scores by layer, and HTML for notebooks, in which every name is text."""
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -44,15 +45,26 @@ def scores_in_words(scores: pd.DataFrame, headline: str) -> tuple[list[str], lis
     rows = [
         [
             row["layer"] + (" *" if row["layer"] == headline else ""),
-            f"{row['r2']:.3f}",
-            f"{row['ci_low']:.3f} to {row['ci_high']:.3f}",
-            f"{row['spearman']:.3f}",
-            "" if pd.isna(row[error]) else f"{row[error]:,.1f}",
+            decimal_text(row["r2"], 3),
+            f"{decimal_text(row['ci_low'], 3)} to {decimal_text(row['ci_high'], 3)}",
+            decimal_text(row["spearman"], 3),
+            "" if pd.isna(row[error]) else decimal_text(row[error], 1),
             f"{row['alpha']:.3g}",
         ]
         for _, row in frame.iterrows()
     ]
     return heads, rows, list(frame["layer"]).index(headline)
+
+
+def decimal_text(value: float, digits: int) -> str:
+    """A number with this many decimals; four digits are enough from 10 on, and 10 million is a power of ten.
+
+    0.412, -12.35, -3,613, -1.00e+53; "nan" for what is none.
+    """
+    if not math.isfinite(value) or abs(value) >= 1e7:
+        return f"{value:.2e}"
+    size = math.floor(math.log10(abs(value))) if abs(value) >= 10 else 0
+    return f"{value:,.{min(digits, max(0, 3 - size))}f}"
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", bold: int = -1) -> str:

@@ -105,7 +105,7 @@ def score_predictions(entities: pd.DataFrame, predictions: pd.DataFrame, model: 
 
 
 def write_run(
-    path, entities: pd.DataFrame, quality: dict[str, float], dataset: str, model: str = "tiny"
+    path, entities: pd.DataFrame, quality: dict[str, float], dataset: str, model: str = "tiny", headline: str = HEADLINE
 ) -> RunDirectory:
     """Write every file of a run but the figures and the report."""
     run = RunDirectory(path)
@@ -113,14 +113,14 @@ def write_run(
     run.write_entities(entities)
     run.write_predictions(predictions)
     run.write_scores(score_predictions(entities, predictions, model, dataset))
-    run.write_probes({"weights": np.zeros((len(quality), 4, 2), np.float32)}, {"headline_layer": HEADLINE})
+    run.write_probes({"weights": np.zeros((len(quality), 4, 2), np.float32)}, {"headline_layer": headline})
     run.write_config(
         {
             "settings": {"model": model, "dataset": dataset, "prompt": "{}", "probe": {"seed": 0}},
             "versions": {"jaxprobe": "0.1.0", "jax": "0.10.2"},
             "fingerprint": "0123456789abcdef",
             "result": {
-                "headline_layer": HEADLINE,
+                "headline_layer": headline,
                 "seconds": {"load": 1.25, "extract": 12.5, "fit": 3.0, "total": 18.2},
                 "peak_memory_bytes": 2_147_483_648,
                 "model": model,

@@ -21,13 +21,13 @@ def controls_in_words(results: Run) -> list[str]:
     return sentences
 
 
-def _verdict(selectivity: Score | None) -> str:
-    """How the difference to the probe stands to its interval."""
-    if selectivity is None or not selectivity.has_interval:
+def _verdict(lead: Score | None) -> str:
+    """How the probe's lead over a control stands to its interval."""
+    if lead is None or not lead.has_interval:
         return ""
-    if selectivity.ci_low > 0:
+    if lead.ci_low > 0:
         return ", which the probe exceeds"
-    return ", more than the probe" if selectivity.ci_high < 0 else ", no less than the probe within the interval"
+    return ", more than the probe" if lead.ci_high < 0 else ", and it is open which of the two is higher"
 
 
 def control_table(results: Run) -> str:

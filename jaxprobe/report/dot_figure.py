@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxprobe.report.canvas import FAINT, INK, MUTED, area, house_style, write_title
+from jaxprobe.report.canvas import BEHIND, FAINT, INK, MUTED, area, house_style, r2_limits, write_title
+from jaxprobe.report.phrases import number
 
 # metric -> its name on an axis, in the order of the panels.
 METRICS = {
@@ -19,10 +20,8 @@ METRICS = {
     "error_km_median": "Median error, km",
     "error_km_mean": "Mean error, km",
 }
-LOWEST_R2 = -1.0  # what lies below stands at the edge as a number
 # Both colour and marker tell the kinds apart.
 STYLES = ({"color": "#0072B2", "marker": "o"}, {"color": "#D55E00", "marker": "D"})
-BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # text on lines
 ROW, HEAD, TOP, BOTTOM, PANEL = 0.23, 0.3, 0.85, 0.85, 2.3  # inches
 
 
@@ -60,12 +59,12 @@ def draw_dots(frame: pd.DataFrame, kinds: Mapping[str, str], title: str, subtitl
 
 
 def axis_limits(frame: pd.DataFrame, metric: str) -> tuple[float, float]:
-    """The range that a metric's axis shows: 0, every value and interval; of R2 nothing below -1."""
+    """The range that a metric's axis shows: 0, every value and interval; of R2 what `r2_limits` keeps."""
     values = frame[["value", "ci_low", "ci_high"]].to_numpy()
+    if metric.startswith("r2"):
+        return r2_limits(values)
     values = values[np.isfinite(values)]
     low, high = min(values.min(initial=0), 0.0), values.max(initial=0)
-    if metric.startswith("r2"):
-        low, high = max(low, LOWEST_R2), max(high, 0.1)
     if metric == "proximity_error":
         high = max(high, 0.55)
     return low - 0.04 * (high - low) * (low < 0), high + 0.06 * (high - low)
@@ -80,14 +79,17 @@ def _draw_rows(
     for kind, shift, style in zip(kinds, (-apart, apart), STYLES, strict=False):
         part = frame[frame["kind"] == kind]
         y = part["row"].map(place).to_numpy() + shift
-        axes.hlines(y, part["ci_low"], part["ci_high"], color=style["color"], linewidth=1.1, zorder=2)
-        axes.plot(part["value"], y, linestyle="", markersize=4.2, zorder=3, **style)
+        # Clipped to just beyond the axis: coordinates of 1e53 are more than a picture can hold.
+        edges = limits[0] - 1, limits[1] + 1
+        ends = (part[name].clip(*edges) for name in ("ci_low", "ci_high"))
+        axes.hlines(y, *ends, color=style["color"], linewidth=1.1, zorder=2)
+        axes.plot(part["value"].clip(*edges), y, linestyle="", markersize=4.2, zorder=3, **style)
         written = {"fontsize": 6.5, "va": "center", "color": style["color"], "bbox": BEHIND, "zorder": 4}
         for value, height in zip(part["value"], y, strict=True):
             if np.isnan(value):
                 axes.text(0, height, "no score", **written)
             elif value < limits[0]:
-                axes.text(limits[0], height, f"◂ {value:,.1f}".replace("-", "−"), **written)
+                axes.text(limits[0], height, f"◂ {number(value, 1)}", **written)
     axes.set_xlim(limits)
 
 

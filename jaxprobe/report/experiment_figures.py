@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jaxprobe.host.paths import AnyPath
-from jaxprobe.report.canvas import FAINT, area, house_style, save, write_title
+from jaxprobe.report.canvas import FAINT, LOWEST_R2, area, house_style, legend_label, r2_limits, save, write_title
 from jaxprobe.report.control_section import describe_control
-from jaxprobe.report.dot_figure import LOWEST_R2, draw_dots
+from jaxprobe.report.dot_figure import draw_dots
 from jaxprobe.report.maps import OKABE_ITO
 from jaxprobe.report.matrix_figure import draw_matrices
 from jaxprobe.report.phrases import layer_title
@@ -58,9 +58,11 @@ def layer_figures(frame: pd.DataFrame) -> list[Figure]:
                 axes.set_title(dataset if row == 0 else "", loc="left", fontsize=10)
                 axes.set_ylabel(name if column == 0 else "")
                 axes.set_xlabel("Relative depth" if row == 1 else "")
-            low, high = shared.get_ylim()
-            shared.set_ylim(max(min(low, 0), LOWEST_R2), min(max(high, 0.1), 1))
-        handles = [Line2D([], [], label=label, linewidth=2, **style) for label, style in styles.items()]
+            values = frame.loc[frame["metric"] == metric, ["value", "ci_low", "ci_high"]]
+            shared.set_ylim(*r2_limits(values.to_numpy()))
+        handles = [
+            Line2D([], [], label=legend_label(label, 90), linewidth=2, **style) for label, style in styles.items()
+        ]
         figure.legend(handles=handles, loc="lower left", frameon=False, fontsize=8.5, borderaxespad=0.4)
         fixed = [frame[column].iloc[0] for column in ("model", "prompt") if column not in varied]
         scale = "0: the embedding, 1: after the last block · 95 % interval over test rows"
@@ -72,8 +74,9 @@ def _draw_lines(axes: Axes, frame: pd.DataFrame, styles: dict[str, dict]) -> Non
     for line, part in frame.groupby("line", sort=False):
         part = part.sort_values("depth")
         colour = styles[line]["color"]
-        axes.fill_between(part["depth"], part["ci_low"], part["ci_high"], alpha=0.15, linewidth=0, color=colour)
-        axes.plot(part["depth"], part["value"], linewidth=1.8, **styles[line])
+        low, high, value = (part[name].clip(LOWEST_R2 - 1, 2) for name in ("ci_low", "ci_high", "value"))
+        axes.fill_between(part["depth"], low, high, alpha=0.15, linewidth=0, color=colour)
+        axes.plot(part["depth"], value, linewidth=1.8, **styles[line])
     axes.set_xlim(-0.02, 1.02)
     axes.grid(True, color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -86,8 +89,8 @@ def _line_styles() -> Iterator[dict]:
 
 
 def prompt_figures(frame: pd.DataFrame) -> list[Figure]:
-    """For each model and table the matrix of training and testing prompts, raw and re-centred."""
-    names = {"raw": "States as they are", "recentred": "Re-centred"}
+    """For each model and table the matrix of training and testing prompts: raw, and moved by the means' difference."""
+    names = {"raw": "States as they are", "recentred": "Mean shift removed"}
     figures = []
     for (model, dataset), part in _means(frame, "r2").groupby(["model", "dataset"], sort=False):
         panels = {

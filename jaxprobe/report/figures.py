@@ -1,5 +1,7 @@
 """The figures of a run, for a page or a paper: R2 by layer, the map of predicted places, predicted against true."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,18 +10,22 @@ from matplotlib.lines import Line2D
 
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.report.canvas import (
+    BEHIND,
     FAINT,
     INK,
     MOST_VECTOR_POINTS,
     MUTED,
     area,
+    dot_size,
     house_style,
+    keep_labels_inside,
+    r2_limits,
     save,
     write_footer,
     write_title,
 )
 from jaxprobe.report.map_figure import place_map
-from jaxprobe.report.phrases import count, describe_headline, layer_title, with_interval
+from jaxprobe.report.phrases import count, describe_headline, layer_title, number, with_interval
 from jaxprobe.results.results import Run
 
 ACCENT, BASELINE = "#0072B2", "#D55E00"
@@ -41,21 +47,36 @@ def write_figures(results: Run) -> list[AnyPath]:
 
 def r2_by_layer(results: Run) -> Figure:
     """Test R2 (mean over targets) at every layer with its interval; the embed state is marked as the baseline."""
+    x = np.array(list(axis_positions(results.layers).values()))
+    blocks = np.array([layer != "embed" for layer in results.layers])
+    lines = {target: results.by_layer("r2", target) for target in ("mean", *results.targets)}
+    if len(results.targets) < 2:
+        lines = {"mean": lines["mean"]}
+    drawn = [lines["mean"].to_numpy().ravel(), *(line["value"].to_numpy() for line in lines.values())]
+    low, high = r2_limits(np.concatenate(drawn))
+    # Clipped to just below the axis: coordinates of -1e53 are more than a picture can hold.
+    lines = {target: line.clip(low - 1, high + 1) for target, line in lines.items()}
     with house_style():
         figure = Figure(figsize=(7.2, 4.6))
         axes = figure.add_subplot(area(figure, left=0.62, right=0.75, bottom=0.52, top=1.16))
-        mean = results.by_layer("r2")
-        x = np.arange(len(results.layers))
-        blocks = np.array([layer != "embed" for layer in results.layers])
-        axes.fill_between(
-            x[blocks], mean["ci_low"][blocks], mean["ci_high"][blocks], color=ACCENT, alpha=0.18, linewidth=0
-        )
-        axes.plot(x[blocks], mean["value"][blocks], color=ACCENT, linewidth=2, zorder=3)
-        _draw_targets(axes, results, blocks)
-        _mark_states(figure, axes, results)
-        _finish_layer_axes(axes, results)
+        axes.set_ylim(low, high)
+        mean = lines["mean"][blocks]
+        axes.fill_between(x[blocks], mean["ci_low"], mean["ci_high"], color=ACCENT, alpha=0.18, linewidth=0)
+        axes.plot(x[blocks], mean["value"], color=ACCENT, linewidth=2, zorder=3)
+        _draw_targets(axes, lines, x, blocks)
+        _mark_states(figure, axes, results, x)
+        _mark_below(axes, results, x)
+        _finish_layer_axes(axes, results, x)
         write_title(figure, "Test R² by layer", _subtitle(results))
+        keep_labels_inside(figure)
     return figure
+
+
+def axis_positions(layers: Sequence[str]) -> dict[str, int]:
+    """Where each state stands on an axis of blocks: a block at its number, embed before the first, final_norm last."""
+    blocks = [int(layer) for layer in layers if layer.isdecimal()] or [0]
+    ends = {"embed": min(blocks) - 1, "final_norm": max(blocks) + 1}
+    return {layer: ends[layer] if layer in ends else int(layer) for layer in layers}
 
 
 def predicted_against_true(results: Run) -> Figure:
@@ -74,31 +95,40 @@ def predicted_against_true(results: Run) -> Figure:
         write_title(
             figure, f"{results.model}: {count(len(frame), 'name')} its probe never saw", describe_headline(results)
         )
-        write_footer(figure, "Dashed: a perfect prediction.", results.attribution)
+        keep_labels_inside(figure)
+        write_footer(figure, _outside_words(frame, figure, targets), results.attribution)
     return figure
 
 
-def _draw_targets(axes: Axes, results: Run, blocks: np.ndarray) -> None:
+def _draw_targets(axes: Axes, lines: dict[str, pd.DataFrame], x: np.ndarray, blocks: np.ndarray) -> None:
     """Thin lines for the single targets, where there are several; every line is named at its right end."""
-    if len(results.targets) < 2:
+    if len(lines) < 2:
         return
-    x = np.arange(len(results.layers))
-    ends = {"mean": results.by_layer("r2")["value"].iloc[-1]}
-    for target in results.targets:
-        values = results.by_layer("r2", target)["value"].to_numpy()
-        axes.plot(x[blocks], values[blocks], color=MUTED, linewidth=0.9, alpha=0.8)
-        ends[target] = values[-1]
+    for target, line in lines.items():
+        if target != "mean":
+            axes.plot(x[blocks], line["value"][blocks], color=MUTED, linewidth=0.9, alpha=0.8)
     low, high = axes.get_ylim()
-    heights = spread_apart(list(ends.values()), 0.055 * (high - min(low, 0)))
+    ends = {target: float(np.clip(line["value"].iloc[-1], low, high)) for target, line in lines.items()}
+    ends = {target: end for target, end in ends.items() if np.isfinite(end)}
+    heights = spread_apart(list(ends.values()), 0.055 * (high - low))
     for name, height in zip(ends, heights, strict=True):
         colour = ACCENT if name == "mean" else MUTED
+        text = name.replace("_", " ")
         axes.annotate(
-            name, (x[-1], height), (6, 0), textcoords="offset points", va="center", fontsize=7.5, color=colour
+            text if len(text) <= 14 else text[:13] + "…",
+            (x[-1], height),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=colour,
         )
 
 
 def spread_apart(values: list[float], gap: float) -> list[float]:
     """Move values up or down so that neighbours are at least `gap` apart; order and centre of each cluster stay."""
+    if not values:
+        return []
     order = np.argsort(values, kind="stable")
     clusters: list[list[float]] = []
     for value in np.asarray(values)[order]:
@@ -121,17 +151,29 @@ def _top(cluster: list[float], gap: float) -> float:
     return float(np.mean(cluster)) + gap * (len(cluster) - 1) / 2
 
 
-def _mark_states(figure: Figure, axes: Axes, results: Run) -> None:
+def _mark_states(figure: Figure, axes: Axes, results: Run, x: np.ndarray) -> None:
     """Mark the headline layer and the embed state; what they are stands under the title, where no line crosses it."""
     headline, embed = results.score(results.headline_layer, "r2"), results.score("embed", "r2")
-    position = results.layers.index(results.headline_layer)
-    axes.plot([position], [headline.value], "o", color=ACCENT, markersize=8, markeredgecolor="white", zorder=5)
+    at = dict(zip(results.layers, x, strict=True))
+    low, high = axes.get_ylim()
+    shown = lambda value: np.clip(value, low - 1, high + 1)
+    axes.plot(
+        [at[results.headline_layer]],
+        [shown(headline.value)],
+        "o",
+        color=ACCENT,
+        markersize=8,
+        markeredgecolor="white",
+        zorder=5,
+    )
     title = layer_title(results.headline_layer)
     lines = [("o", ACCENT, f"{title}, chosen on the training rows: {with_interval(headline)}")]
     if embed is not None and results.headline_layer != "embed":
-        axes.axhline(embed.value, color=BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        errors = [[embed.value - embed.ci_low], [embed.ci_high - embed.value]] if embed.has_interval else None
-        axes.errorbar([0], [embed.value], yerr=errors, fmt="D", color=BASELINE, markersize=6, capsize=3, zorder=4)
+        axes.axhline(shown(embed.value), color=BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.plot([at["embed"]], [shown(embed.value)], "D", color=BASELINE, markersize=6, zorder=4)
+        # A line from end to end, not bars from the value: a percentile interval need not hold it.
+        ends = [shown(embed.ci_low), shown(embed.ci_high)]
+        axes.plot([at["embed"]] * 2, ends, "-_", color=BASELINE, markersize=7, linewidth=1.5, zorder=4)
         lines.append(("D", BASELINE, f"embed, the baseline (what the last token alone tells): {with_interval(embed)}"))
     handles = [
         Line2D([], [], linestyle="", marker=marker, color=colour, markersize=6, label=text)
@@ -150,19 +192,30 @@ def _mark_states(figure: Figure, axes: Axes, results: Run) -> None:
     )
 
 
-def _finish_layer_axes(axes: Axes, results: Run) -> None:
-    count_layers = len(results.layers)
-    step = max(1, round(count_layers / 12))
-    ticks = [
-        i
-        for i, layer in enumerate(results.layers)
-        if not layer.isdecimal() or (int(layer) % step == 0 and (i > 1 or results.layers[0] != "embed" or step == 1))
-    ]
-    axes.set_xticks(ticks, [results.layers[i] for i in ticks])
-    axes.set_xlim(-0.8, count_layers - 0.4)
-    low, high = axes.get_ylim()
-    # A probe worse than the mean by far would press the rest together; below -1 the line leaves the picture.
-    axes.set_ylim(max(min(low, 0), -1), high)
+def _mark_below(axes: Axes, results: Run, x: np.ndarray) -> None:
+    """A mark at the lower edge for every state whose R2 lies below the axis, and the least of them in words."""
+    values, (bottom, _) = results.by_layer("r2")["value"].to_numpy(), axes.get_ylim()
+    below = np.isfinite(values) & (values < bottom)
+    if not below.any():
+        return
+    axes.plot(x[below], [bottom] * below.sum(), "v", color=BASELINE, markersize=6, clip_on=False, zorder=6)
+    least = int(np.nanargmin(values))
+    words = f"▼ below the axis: {count(int(below.sum()), 'state')}, the least {number(values[least], 3)} "
+    words += f"({layer_title(results.layers[least])})"
+    axes.text(0.015, 0.06, words, transform=axes.transAxes, fontsize=7.5, color=BASELINE, bbox=BEHIND, zorder=7)
+
+
+def _finish_layer_axes(axes: Axes, results: Run, x: np.ndarray) -> None:
+    # About twelve ticks, first those that always stand there, and none so close to another that they touch.
+    step = max(1, round((x[-1] - x[0]) / 12)) if len(x) > 14 else 1
+    always = ("embed", "final_norm", results.headline_layer)
+    kept: list[tuple[int, str]] = []
+    for at, layer in sorted(zip(x, results.layers, strict=True), key=lambda pair: pair[1] not in always):
+        wide = 0.055 * (x[-1] - x[0])
+        if (layer in always or int(layer) % step == 0) and all(abs(at - other) > wide for other, _ in kept):
+            kept.append((at, layer))
+    axes.set_xticks([at for at, _ in kept], [{"final_norm": "norm"}.get(layer, layer) for _, layer in kept])
+    axes.set_xlim(x[0] - 0.8, x[-1] + 0.6)
     axes.yaxis.grid(True, color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("Residual stream after block")
@@ -170,17 +223,39 @@ def _finish_layer_axes(axes: Axes, results: Run) -> None:
 
 
 def _draw_scatter(axes: Axes, true: pd.Series, predicted: pd.Series) -> None:
+    few = len(true) < 300
     axes.scatter(
-        true, predicted, s=5, color=ACCENT, alpha=0.35, linewidths=0, rasterized=len(true) > MOST_VECTOR_POINTS
+        true,
+        predicted,
+        s=dot_size(len(true), least=5),
+        color=ACCENT,
+        alpha=0.7 if few else 0.35,
+        linewidths=0,
+        rasterized=len(true) > MOST_VECTOR_POINTS,
     )
-    # A few far values (antiquity among historical figures) must not press the rest into a corner.
-    low, high = np.quantile(np.concatenate([true, predicted]), (0.002, 0.998))
-    margin = 0.08 * (high - low)
-    limits = (low - margin, high + margin)
+    limits = scatter_limits(true, predicted)
     axes.plot(limits, limits, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.grid(True, color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+def scatter_limits(true: pd.Series, predicted: pd.Series) -> tuple[float, float]:
+    """The range of both axes: nearly all values, for a few far ones (antiquity) must not press the rest together."""
+    values = np.concatenate([true, predicted]).astype(np.float64)
+    low, high = np.quantile(values[np.isfinite(values)], (0.002, 0.998)) if np.isfinite(values).any() else (0.0, 0.0)
+    margin = 0.08 * (high - low) or 0.08 * abs(low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _outside_words(frame: pd.DataFrame, figure: Figure, targets: Sequence[str]) -> str:
+    """What the dashed line is, and how many points the axes leave out."""
+    outside = np.zeros(len(frame), bool)
+    for axes, target in zip(figure.axes, targets, strict=True):
+        for kind in ("true", "predicted"):
+            outside |= ~frame[f"{kind}_{target}"].between(*axes.get_xlim()).to_numpy()
+    words = "Dashed: a perfect prediction."
+    return words + (f" {count(int(outside.sum()), 'point')} outside the frame." if outside.any() else "")
 
 
 def _subtitle(results: Run) -> str:

@@ -11,7 +11,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from jaxprobe.report.canvas import FAINT, INK, MOST_VECTOR_POINTS, area, house_style, write_footer, write_title
+from jaxprobe.report.canvas import (
+    FAINT,
+    INK,
+    MOST_VECTOR_POINTS,
+    area,
+    dot_size,
+    house_style,
+    legend_below,
+    legend_label,
+    write_footer,
+    write_title,
+)
 from jaxprobe.report.maps import Colouring, Extent, colour_by_group, extent_of, read_coastlines
 from jaxprobe.report.phrases import count, describe_headline, layer_title
 from jaxprobe.results.results import Run
@@ -23,7 +34,7 @@ def place_map(results: Run) -> Figure:
     """Where the headline layer puts the test places, with small maps of the truth and of the embed state beside it."""
     frame = results.test_predictions(results.headline_layer)
     extent = extent_of(frame["true_latitude"].to_numpy(), frame["true_longitude"].to_numpy())
-    colouring = colour_by_group(frame, results.groups)
+    colouring = colour_by_group(frame, results.groups, results.test_entities)
     colours = _point_colours(frame, colouring)
     shape = (extent.north - extent.south) * extent.aspect / (extent.east - extent.west)
     has_embed = "embed" in set(results.predictions["layer"]) and results.headline_layer != "embed"
@@ -32,16 +43,20 @@ def place_map(results: Run) -> Figure:
         height = main_width * shape
         side_height = (height - gap) / 2
         side_width = side_height / shape
-        # The sum of margins, of titles and of the space between columns, in inches, besides the maps themselves.
-        figure = Figure(figsize=(main_width + side_width + 0.13 * 3, height + 0.38 + 0.97))
-        grid = area(figure, left=0.13, right=0.13, bottom=0.38, top=0.97).subgridspec(
+        # The sum of margins and of the space between columns, in inches, besides the maps themselves.
+        width = main_width + side_width + 0.13 * 3
+        figure = Figure(figsize=(width, height))
+        # Below the maps, where it covers no continent.
+        bottom = 0.38 + _legend(figure, colouring)
+        figure.set_size_inches(width, height + bottom + 0.97)
+        grid = area(figure, left=0.13, right=0.13, bottom=bottom, top=0.97).subgridspec(
             2,
             2,
             width_ratios=(main_width, side_width),
             wspace=0.13 / ((main_width + side_width) / 2),
             hspace=gap / side_height,
         )
-        size = float(np.clip(16000 / len(frame), 2, 9))
+        size = dot_size(len(frame), least=2)
         main = figure.add_subplot(grid[:, 0], anchor="N")
         _draw_map(main, extent, frame, "predicted", colours, size)
         _panel_name(main, f"Predicted from {layer_title(results.headline_layer)}")
@@ -52,7 +67,6 @@ def place_map(results: Run) -> Figure:
             baseline = figure.add_subplot(grid[1, 1], anchor="S")
             _draw_map(baseline, extent, results.test_predictions("embed"), "predicted", colours, size / 4)
             _panel_name(baseline, "Predicted from the embedding")
-        _legend(main, colouring)
         write_title(
             figure,
             f"Where {results.model} puts {count(len(frame), 'place')} its probe never saw",
@@ -117,32 +131,17 @@ def _point_colours(frame: pd.DataFrame, colouring: Colouring | None) -> np.ndarr
     return np.array([palette[label] for label in colouring.labels])
 
 
-def _legend(axes: Axes, colouring: Colouring | None) -> None:
+def _legend(figure: Figure, colouring: Colouring | None) -> float:
+    """What the colours mean, below the maps; returns its height in inches."""
     if colouring is None:
-        axes.text(
-            0.012,
-            0.02,
-            "Colour: true longitude, dark in the west, light in the east",
-            fontsize=8,
-            transform=axes.transAxes,
-        )
-        return
+        words = "Colour: true longitude, dark in the west, light in the east"
+        figure.text(0.13, 0.36, words, fontsize=8, transform=figure.dpi_scale_trans)
+        return 0.2
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5.5, color=colour, label=label)
+        Line2D([], [], linestyle="", marker="o", markersize=5.5, color=colour, label=legend_label(label))
         for label, colour in colouring.colours.items()
     ]
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        framealpha=0.75,
-        edgecolor="none",
-        fontsize=8,
-        handletextpad=0.2,
-        labelspacing=0.35,
-        title=f"True {colouring.group.replace('_', ' ')}",
-        title_fontsize=8,
-        alignment="left",
-    )
+    return legend_below(figure, handles, f"True {colouring.group.replace('_', ' ')}")
 
 
 def _panel_name(axes: Axes, text: str) -> None:

@@ -1,5 +1,6 @@
 """What static and interactive maps share: coastlines, the part of the world to show, and a colour for each place."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,7 @@ def extent_of(latitude: np.ndarray, longitude: np.ndarray) -> Extent:
     )
 
 
-def colour_by_group(frame: pd.DataFrame, groups: tuple[str, ...]) -> Colouring | None:
+def colour_by_group(frame: pd.DataFrame, groups: Sequence[str], ranked: pd.DataFrame) -> Colouring | None:
     """Choose the group whose colours tell most about where a place is; None where no group tells much.
 
     A group qualifies when its six most frequent values cover nine rows in ten. Of those, the one wins whose group means
@@ -94,11 +95,12 @@ def colour_by_group(frame: pd.DataFrame, groups: tuple[str, ...]) -> Colouring |
     Args:
       frame: one row per place with group_<name>, true_latitude and true_longitude.
       groups: names of the groups to choose from.
+      ranked: the rows by which values are ranked, see `colour_values`.
     """
     best, best_share = None, 0.2  # below a fifth, colours look random on the map
     places = frame[["true_latitude", "true_longitude"]]
     for group in groups:
-        colouring = colour_values(group, frame[f"group_{group}"])
+        colouring = colour_values(group, frame[f"group_{group}"], ranked[f"group_{group}"])
         if np.mean(colouring.labels == OTHER) > 0.1 or len(colouring.colours) < 2:
             continue
         means = places.groupby(colouring.labels).transform("mean")
@@ -108,9 +110,16 @@ def colour_by_group(frame: pd.DataFrame, groups: tuple[str, ...]) -> Colouring |
     return best
 
 
-def colour_values(group: str, values: pd.Series) -> Colouring:
-    """Give the six most frequent values a colour each; the rest are "other"."""
-    frequent = list(values.value_counts().index[: len(OKABE_ITO)])
+def colour_values(group: str, values: pd.Series, ranked: pd.Series) -> Colouring:
+    """Give the six most frequent values a colour each; the rest are "other".
+
+    Args:
+      group: the group's name.
+      values: [N] the values to colour.
+      ranked: the values that say which are frequent: those of all test rows, for every picture of a run, so that a
+        colour means the same in all of them.
+    """
+    frequent = list(ranked.value_counts().index[: len(OKABE_ITO)])
     colours = dict(zip(frequent, OKABE_ITO, strict=False))
     labels = values.where(values.isin(frequent), OTHER).to_numpy(dtype=object)
     if (labels == OTHER).any():

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxprobe.report.canvas import INK, area, house_style, write_title
+from jaxprobe.report.phrases import number
 
 SQUARE = (0.72, 0.45)  # inches, width and height of one
 BAR = 0.95  # inches for the scale at the right
@@ -57,6 +58,4 @@ def draw_matrices(panels: Mapping[str, pd.DataFrame], title: str, subtitle: str,
 
 def number_in_words(value: float) -> str:
     """Two decimals, or none beyond 10; a dash for what is not a number."""
-    if not np.isfinite(value):
-        return "–"
-    return (f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}").replace("-", "−")
+    return number(value, 2 if abs(value) < 10 else 0)

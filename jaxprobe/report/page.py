@@ -1,7 +1,10 @@
 """report.html: one self-contained page that opens from disk and asks no network for anything."""
 
 import json
+import re
+from base64 import b64encode
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import Template
@@ -56,19 +59,25 @@ def render_page(runs: Sequence[Run]) -> str:
     # A "<" in a JSON string may as well be written as its escape; then no name can close the script element.
     data = json.dumps(encode_runs(runs), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     first = runs[0]
+    style, plotly = _asset("page.css"), get_plotlyjs()
+    script = "\n".join(path.read_text(encoding="utf-8") for path in sorted(ASSETS.glob("*.js")))
     return Template(_asset("page.html")).substitute(
         title=escape(_title(runs)),
-        style=_asset("page.css"),
+        style=style,
+        # Plotly adds the styles of maps that this page has none of, unless an element with its id is there.
+        style_id="".join(re.findall(r'getElementById\("([0-9a-f]{64})"\)', plotly)[:1]),
+        style_hashes=_hashes(style, ""),
+        script_hashes=_hashes(plotly, script),
         opening=sections.opening(runs, _title(runs)),
         main_title="Where the names fall" if first.is_place else "True and predicted",
         controls=_for_each(runs, _controls),
         scores=_for_each(runs, sections.score_table),
-        notes=_for_each(runs, sections.notes),
+        glossary=sections.glossary(),
         colophon=_for_each(runs, sections.colophon),
         attribution=escape(" · ".join(dict.fromkeys(results.attribution for results in runs if results.attribution))),
         data=data.replace("<", "\\u003c"),
-        plotly=get_plotlyjs(),
-        script="\n".join(path.read_text(encoding="utf-8") for path in sorted(ASSETS.glob("*.js"))),
+        plotly=plotly,
+        script=script,
     )
 
 
@@ -79,6 +88,12 @@ def _title(runs: Sequence[Run]) -> str:
 def _for_each(runs: Sequence[Run], section: Callable[[Run], str]) -> str:
     """A section of every run; the page's script shows that of the chosen one."""
     return "".join(f'<div data-run="{index}">{section(results)}</div>' for index, results in enumerate(runs))
+
+
+def _hashes(*elements: str) -> str:
+    """Sources of a content security policy that allow the inline elements with these texts."""
+    digests = (sha256(text.encode()).digest() for text in elements)
+    return " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
 
 
 def _controls(results: Run) -> str:

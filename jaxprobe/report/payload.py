@@ -37,7 +37,7 @@ def encode_runs(runs: Sequence[Run]) -> dict[str, Any]:
             known = len(frames) - 1
         table_of_run.append(known)
     kept = [_within_text_budget(frame, MOST_TEXT_BYTES // len(frames)) for frame in frames]
-    tables = [_table(frame, len(frames[i])) for i, frame in enumerate(kept)]
+    tables = [_table(frame, whole) for frame, whole in zip(kept, frames, strict=True)]
     shares = MOST_PREDICTIONS // len(runs)
     return {
         "coast": _coast() if any(run.is_place for run in runs) else None,
@@ -56,9 +56,10 @@ def _within_text_budget(frame: pd.DataFrame, most_bytes: int) -> pd.DataFrame:
     return frame.loc[frame.index.isin(first[fits.to_numpy()])].reset_index(drop=True)
 
 
-def _table(frame: pd.DataFrame, rows: int) -> dict[str, Any]:
-    """Names, truth, split and groups of the entities shown."""
+def _table(frame: pd.DataFrame, whole: pd.DataFrame) -> dict[str, Any]:
+    """Names, truth, split and groups of the entities shown, out of the whole table."""
     truth = frame.filter(regex="^true_").to_numpy(np.float64)
+    test = whole[whole["split"] == "test"]
     groups = {}
     for name in frame.filter(regex="^group_"):
         codes, labels = pd.factorize(frame[name])
@@ -66,14 +67,14 @@ def _table(frame: pd.DataFrame, rows: int) -> dict[str, Any]:
             "labels": [str(label) for label in labels],
             "codes": _base64(codes, "<u4" if len(labels) > MISSING else "<u2"),
             "wide": len(labels) > MISSING,
-            "colours": colour_values(name, frame[name]).colours,
+            "colours": colour_values(name, frame[name], test[name]).colours,
         }
     return {
         "text": frame["text"].tolist(),
         "is_test": _base64(frame["split"] == "test", "u1"),
-        "truth": [_base64(column, "<f4") for column in truth.T],
+        "truth": [_base64(column, "<f8") for column in truth.T],
         "groups": groups,
-        "sampled_from": rows if len(frame) < rows else None,
+        "sampled_from": len(whole) if len(frame) < len(whole) else None,
     }
 
 
@@ -102,7 +103,7 @@ def _run(run: Run, table: pd.DataFrame, most_predictions: int) -> dict[str, Any]
         "headline": run.headline_layer,
         "layers": list(run.layers),
         "scores": {f"{target} {metric}": _scores(run, metric, target) for metric, target in metrics},
-        "headline_predictions": [_base64(column, "<f4") for column in headline.T],
+        "headline_predictions": [_base64(column, "<f8") for column in headline.T],
         "colour": _default_colour(run),
         "extent": _extent(run),
         "map": {
@@ -131,19 +132,17 @@ def _scores(run: Run, metric: str, target: str) -> list[list[float | None]] | No
 
 def _default_colour(run: Run) -> str | None:
     """The group that colours the map at first: the one that tells most of the place, for dates the first with few."""
-    test = run.entities[run.entities["split"] == "test"]
     if run.is_place:
-        colouring = colour_by_group(test, run.groups)
+        colouring = colour_by_group(run.test_entities, run.groups, run.test_entities)
         return colouring.group if colouring else None
-    few = (group for group in run.groups if test[f"group_{group}"].nunique() <= 6)
+    few = (group for group in run.groups if run.test_entities[f"group_{group}"].nunique() <= 6)
     return next(few, None)
 
 
 def _extent(run: Run) -> dict[str, float] | None:
     if not run.is_place:
         return None
-    test = run.entities[run.entities["split"] == "test"]
-    extent = extent_of(test["true_latitude"].to_numpy(), test["true_longitude"].to_numpy())
+    extent = extent_of(*(run.test_entities[f"true_{name}"].to_numpy() for name in run.targets))
     return extent._asdict() | {"aspect": extent.aspect, "shows_coast": extent.shows_coast}
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+from jaxprobe.html import decimal_text
 from jaxprobe.results.results import Run, Score
 
 
@@ -11,12 +12,15 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def number(value: float, digits: int) -> str:
+    """A number with this many decimals, fewer where it is large, and a proper minus; a dash for what is none."""
+    return decimal_text(value, digits).replace("-", "−") if math.isfinite(value) else "–"
+
+
 def with_interval(score: Score) -> str:
     """A score and its interval with three decimals: "R² 0.612 [0.587, 0.640]"; a dash for what has no score."""
-    if math.isnan(score.value):
-        return "R² –"
-    interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.has_interval else ""
-    return f"R² {score.value:.3f}{interval}".replace("-", "−")
+    interval = f" [{number(score.ci_low, 3)}, {number(score.ci_high, 3)}]" if score.has_interval else ""
+    return f"R² {number(score.value, 3)}{interval}"
 
 
 def layer_title(layer: str) -> str:
@@ -48,5 +52,7 @@ def run_in_words(results: Run) -> str:
 
 
 def with_unit(value: float, unit: str) -> str:
-    """A number and its unit in the plural: "12.3 years", "0.41 degrees", "3.2"."""
-    return f"{value:,.3g} {unit}s" if unit else f"{value:,.3g}"
+    """A number with three digits or more, and its unit in the plural: "12.3 years", "1,985 years", "0.410"."""
+    size = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    text = number(value, max(0, 2 - size)) if size >= -4 else f"{value:.2e}".replace("-", "−")
+    return f"{text} {unit}s" if unit else text

@@ -7,8 +7,29 @@ from typing import Any
 import numpy as np
 
 from jaxprobe.report.control_section import controls_in_words
-from jaxprobe.report.phrases import count, layer_title, prompt_in_words, run_in_words, with_interval, with_unit
+from jaxprobe.report.phrases import count, layer_title, number, prompt_in_words, run_in_words, with_interval, with_unit
 from jaxprobe.results.results import Run
+
+GLOSSARY = {
+    "probe": "A linear map from a hidden state to the targets, fitted with an L2 penalty (ridge) on the training rows.",
+    "test R²": "1 less the probe's squared error over that of always answering the test rows' mean: 1 is perfect, 0 is "
+    "no better than the mean, and it has no lower end. With several targets: their mean.",
+    "95 % interval": "From resampling the test rows (bootstrap) with the probe as it is. It says nothing of another "
+    "split, prompt or model.",
+    "embed": "The token embedding of the name's last token, before any block: what that token alone tells.",
+    "layer 12": "The residual stream after block 12; the first block is 0.",
+    "final norm": "The last block's state after the model's final normalisation.",
+    "chosen layer": "The layer of the headline. Errors on the training rows chose it, so its test score is no maximum "
+    "over layers.",
+    "alpha": "The weight of the L2 penalty, in squared units of the hidden state.",
+    "training R²": "R² of the fitted probe on the rows it was fitted on: how far it is above the test R² shows how "
+    "much the probe merely remembers.",
+    "Spearman": "Rank correlation of true and predicted values: whether the order is right, whatever the scale.",
+    "probe less this": "The probe's R² less the control's, on the same resampled rows. Where the interval holds 0, it "
+    "is open which of the two is higher.",
+    "permuted targets": "The same fit to targets exchanged among the rows: what is left where they mean nothing.",
+    "inside a group": "R² of truth and prediction, both less their group's mean: what is told beyond the group.",
+}
 
 
 def opening(runs: Sequence[Run], title: str) -> str:
@@ -16,9 +37,11 @@ def opening(runs: Sequence[Run], title: str) -> str:
     if len(runs) == 1:
         (results,) = runs
         about = " · ".join(part for part in (results.model_description, prompt_in_words(results.wording)) if part)
-        return f'<p class="quiet">{escape(about)}</p><h1>{escape(title)}</h1>{headline(results)}'
+        return f'<p class="quiet">{escape(about)}</p><h1>{escape(title)}</h1>{headline(results)}{notes(results)}'
     options = "".join(f'<option value="{i}">{escape(run_in_words(results))}</option>' for i, results in enumerate(runs))
-    paragraphs = "".join(f'<div data-run="{i}">{headline(results)}</div>' for i, results in enumerate(runs))
+    paragraphs = "".join(
+        f'<div data-run="{i}">{headline(results)}{notes(results)}</div>' for i, results in enumerate(runs)
+    )
     return (
         f"<h1>{escape(title)}</h1>{comparison(runs)}"
         f'<div class="controls sticky"><label class="wide">Run <select id="run">{options}</select></label></div>'
@@ -129,16 +152,22 @@ def _cell(scores: Any, key: tuple[str, str, str], digits: int) -> str:
     if key not in scores.index or not np.isfinite(scores.loc[key, "value"]):
         return "–"
     row = scores.loc[key]
-    text = f"{row['value']:,.{digits}f}"
+    text = number(row["value"], digits)
     if np.isfinite(row["ci_low"]) and np.isfinite(row["ci_high"]):
-        text += f" <small>[{row['ci_low']:,.{digits}f}, {row['ci_high']:,.{digits}f}]</small>"
-    return text.replace("-", "−")
+        text += f" <small>[{number(row['ci_low'], digits)}, {number(row['ci_high'], digits)}]</small>"
+    return text
 
 
 def notes(results: Run) -> str:
-    """What was noticed while the run went on, one item each."""
-    items = "".join(f"<li>{escape(str(note))}</li>" for note in results.result.get("notes", []))
-    return f"<h2>Notes</h2><ul>{items}</ul>" if items else ""
+    """What was noticed of the table, the states or the scores while the run went on, one item each."""
+    items = "".join(f"<li>{escape(note)}</li>" for note in results.notes)
+    return f'<h2 class="aside">To know before reading on</h2><ul class="notes">{items}</ul>' if items else ""
+
+
+def glossary() -> str:
+    """What the page's words mean, in a sentence each."""
+    rows = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in GLOSSARY.items())
+    return f'<dl class="glossary">{rows}</dl>'
 
 
 def colophon(results: Run) -> str:

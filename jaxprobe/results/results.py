@@ -109,6 +109,11 @@ class Run:
             notes=tuple(self.notes),
         )
 
+    @cached_property
+    def test_entities(self) -> pd.DataFrame:
+        """The entity table's test rows."""
+        return self.entities[self.entities["split"] == "test"]
+
     def test_predictions(self, layer: str) -> pd.DataFrame:
         """Test rows at one layer, in the order of the entity table: the entity's columns and the predictions."""
         rows = self.predictions[self.predictions["layer"] == layer].drop(columns="layer")

@@ -303,6 +303,69 @@ def test_several_runs_share_a_page(runs, open_page):
     assert key == ["another · art · The name alone, no prompt", "tiny · cities · The name alone, no prompt"]
 
 
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory):
+    """Some layers of a deep model, one of them far worse than the mean, and an interval that leaves out its score."""
+    layers = ("embed", "0", "12", "13", "29", "final_norm")
+    quality = dict(zip(layers, (0.3, 0.4, 0.5, 0.6, 0.8, 0.7), strict=True))
+    run = write_run(tmp_path_factory.mktemp("odd") / "run", city_entities(300), quality, "cities", headline="29")
+    scores = run.read_scores()
+    for layer, values in {"embed": (0.2, 0.25, 0.3), "12": (-750.0, -3613.0, 0.51), "13": (-1e53, -1e54, -2)}.items():
+        chosen = (scores["layer"] == layer) & (scores["metric"] == "r2")
+        scores.loc[chosen, ["value", "ci_low", "ci_high"]] = values
+    run.write_scores(scores)
+    predictions = run.read_predictions()
+    predictions.loc[predictions.index[predictions["layer"] == "29"][:3], "predicted_longitude"] = 200.0
+    run.write_predictions(predictions)
+    write_report(run)
+    return run
+
+
+def test_every_layer_is_on_the_axis_and_what_is_below_it_is_marked(odd_run, open_page):
+    page = open_page(odd_run.report_path)
+    axis, vertical, traces = page.evaluate(
+        """(() => { const plot = document.getElementById("score-plot");
+        const traces = plot.data.map((trace) => [trace.marker?.symbol ?? "", Array.from(trace.x), Array.from(trace.y)]);
+        return [plot.layout.xaxis, plot.layout.yaxis.range, traces]; })()"""
+    )
+    drawn = {x for _, xs, _ in traces for x in xs}
+    assert drawn == {-1, 0, 12, 13, 29, 30} and axis["range"][0] < -1 and axis["range"][1] > 30
+    assert {"embed", "0", "12", "29", "norm"} <= set(axis["ticktext"])
+    assert -1.2 < vertical[0] < -1 and 0.8 < vertical[1] < 1.05
+    by_symbol = {symbol: (x, y) for symbol, x, y in traces if symbol}
+    assert by_symbol["triangle-down"] == ([12, 13], [vertical[0]] * 2)
+    assert by_symbol["line-ew-open"] == ([-1, -1], [0.25, 0.3])
+    words = "2 of 6 states lie below the axis (triangles), the least −1.00e+53 at layer 13."
+    assert page.text_content("#score-below") == words
+    assert "e+53" in page.text_content("main") and "000,000,000" not in page.text_content("main")
+
+
+def test_points_outside_of_the_frame_are_counted(odd_run, open_page):
+    page = open_page(odd_run.report_path)
+    assert page.text_content("#outside") == "3 points lie outside of the frame."
+
+
+def test_the_toolbar_covers_no_bar(runs, open_page):
+    page = open_page(runs["places"].report_path)
+    page.locator("#group-plot").scroll_into_view_if_needed()
+    page.locator("#group-plot .nsewdrag").first.hover(force=True)
+    toolbar = page.locator("#group-plot .modebar").bounding_box()
+    first = page.locator("#group-plot .bars .point").last.bounding_box()
+    assert toolbar["y"] + toolbar["height"] <= first["y"]
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e6, 1e-3, 1e-30])
+def test_plain_numbers_of_any_size_are_told_apart(tmp_path, open_page, scale):
+    entities = city_entities(100).drop(columns=["true_latitude", "true_longitude"])
+    entities["true_size"] = np.random.default_rng(0).normal(3, 1, 100) * scale
+    run = write_run(tmp_path / "run", entities, QUALITY, "plain")
+    write_report(run)
+    page = open_page(run.report_path)
+    cells = page.locator("#entities tbody td:nth-child(4)").all_text_contents()
+    shown = np.array([float(cell.replace("−", "-").replace(",", "")) for cell in cells])
+    np.testing.assert_allclose(shown, entities["true_size"][: len(shown)], rtol=0, atol=0.002 * scale)
+
+
 def test_every_control_is_reached_by_keyboard_and_has_a_name(runs, open_page):
     page = open_page(runs["places"].report_path)
     reached = set()

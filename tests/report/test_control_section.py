@@ -26,7 +26,7 @@ def test_a_lead_within_its_interval_is_called_none(place_run):
     spelling = (controls["control"] == "ngrams") & (controls["metric"] == "selectivity")
     controls.loc[spelling, ["value", "ci_low", "ci_high"]] = 0.01, -0.01, 0.03
     place_run.write_controls(controls)
-    assert "R² 0.852 [0.830, 0.870], no less than the probe within the interval." in page_of(place_run).text
+    assert "R² 0.852 [0.830, 0.870], and it is open which of the two is higher." in page_of(place_run).text
 
 
 def test_every_control_has_a_row(place_run):

@@ -59,7 +59,8 @@ def test_hold_outs_are_dots_with_intervals_and_far_ones_are_numbers_at_the_edge(
     assert nearness.get_xlim()[1] > 0.55
     nominal, held_out = (line for line in countries.lines if line.get_marker() in ("o", "D"))
     np.testing.assert_array_equal(nominal.get_xdata(), [0.5, -0.4])
-    np.testing.assert_array_equal(held_out.get_xdata(), [0.2, -7.5])
+    # Clipped to beyond the axis; the text below says how far it is.
+    assert held_out.get_xdata()[0] == 0.2 and held_out.get_xdata()[1] < countries.get_xlim()[0]
     assert nominal.get_color() == STYLES[0]["color"] and held_out.get_color() == STYLES[1]["color"]
     assert (nominal.get_ydata() < held_out.get_ydata()).all() and (np.round(nominal.get_ydata()) == [0, 1]).all()
     intervals = [lines for lines in countries.collections if isinstance(lines, LineCollection)]

@@ -88,14 +88,15 @@ def test_the_group_that_tells_where_places_are_gives_the_colours():
             "true_longitude": -120 + 15 * zone + rng.normal(0, 3, 400),
         }
     )
-    chosen = colour_by_group(frame, ("kind", "timezone", "state"))
+    chosen = colour_by_group(frame, ("kind", "timezone", "state"), frame)
     assert chosen.group == "timezone"
     assert (chosen.labels == frame["group_timezone"]).all()
-    assert colour_by_group(frame, ("kind", "state")) is None
+    assert colour_by_group(frame, ("kind", "state"), frame) is None
 
 
 def test_rare_values_share_a_colour():
-    many = colour_values("kind", pd.Series([str(i) for i in range(9) for _ in range(10 - i)]))
+    values = pd.Series([str(i) for i in range(9) for _ in range(10 - i)])
+    many = colour_values("kind", values, values)
     assert list(many.colours) == ["0", "1", "2", "3", "4", "5", OTHER]
     assert (many.labels == OTHER).sum() == 4 + 3 + 2
     assert len(set(many.colours.values())) == 7

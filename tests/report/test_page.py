@@ -1,5 +1,8 @@
 """report.html as a parser reads it: the numbers of the files, and text from data as text."""
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 
 import pytest
@@ -103,6 +106,28 @@ def test_text_from_data_is_never_markup(request, fixture):
     hostile = read(run)
     assert [(tag, sorted(attributes)) for tag, attributes in hostile.tags] == plain
     assert hostile.text.count(HOSTILE) >= 4
+
+
+def test_notes_stand_in_the_opening_and_every_word_is_explained(place_run):
+    page = read(place_run)
+    assert page.text.index("3 names are on both sides") < page.text.index("Where the names fall")
+    explained = page.text[page.text.index("Words used here") :]
+    for word in ("probe", "embed", "95 % interval", "chosen layer", "alpha", "Spearman", "permuted targets"):
+        assert word in explained
+    for jargon in ("nominal", "selectivity", "re-centred", "headline layer"):
+        assert jargon not in page.text.lower()
+
+
+def test_scripts_and_styles_are_allowed_by_their_hashes_alone(place_run):
+    html = render_page([Run(place_run)])
+    (policy,) = [attrs["content"] for tag, attrs in Page(html).tags if "http-equiv" in attrs]
+    sources = {part.split()[0]: part.split()[1:] for part in policy.split(";")}
+    assert sources["default-src"] == ["'none'"]
+    assert "'unsafe-inline'" not in sources["script-src"] + sources["style-src"]
+    for tag, directive in (("script", "script-src"), ("style", "style-src")):
+        elements = re.findall(rf"<{tag}(?: id=\"\w+\")?>(.*?)</{tag}>", html, re.DOTALL)
+        digests = {f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in elements}
+        assert digests and digests <= set(sources[directive])
 
 
 def test_report_and_figures_are_written_into_the_run(place_run, time_run, tmp_path):

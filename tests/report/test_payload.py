@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from jaxprobe.report import payload
+from jaxprobe.report.map_figure import place_map
 from jaxprobe.report.page import write_report
 from jaxprobe.report.payload import MISSING, encode_runs
 from jaxprobe.results.results import Run
@@ -39,12 +40,25 @@ def test_entities_come_back(place_run):
     table, entities = page["tables"][0], place_run.read_entities()
     assert table["text"] == entities["text"].tolist()
     np.testing.assert_array_equal(array(table["is_test"], "u1") == 1, entities["split"] == "test")
-    np.testing.assert_array_equal(array(table["truth"][1], "<f4"), entities["true_longitude"].astype(np.float32))
+    np.testing.assert_array_equal(array(table["truth"][1], "<f8"), entities["true_longitude"])
     country = table["groups"]["country"]
     codes = array(country["codes"], "<u2")
     assert [country["labels"][code] for code in codes] == entities["group_country"].tolist()
-    error = array(page["runs"][0]["headline_predictions"][2], "<f4")
+    error = array(page["runs"][0]["headline_predictions"][2], "<f8")
     assert np.isnan(error).sum() == (entities["split"] == "train").sum()
+
+
+def test_a_group_has_one_colour_in_the_page_and_in_the_figure(place_run):
+    """The most frequent of the training rows need not be that of the test rows."""
+    entities = place_run.read_entities()
+    entities["group_continent"] = np.where(
+        entities["split"] == "train", "Oceania", entities["group_continent"].replace("Oceania", "Europe")
+    )
+    place_run.write_entities(entities)
+    results = Run(place_run)
+    page = encode_runs([results])["tables"][0]["groups"]["continent"]["colours"]
+    figure = {handle.get_label(): handle.get_color() for handle in place_map(results).legends[0].legend_handles}
+    assert len(figure) > 3 and {label: page[label] for label in figure} == figure
 
 
 def test_a_missing_prediction_is_missing_in_the_page(place_run):

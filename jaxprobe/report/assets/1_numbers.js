@@ -43,14 +43,14 @@ function once(object, key, make) {
 
 const run = () => data.runs[state.run];
 const table = (of = run()) => data.tables[of.table];
-const truth = (of, target) => once(table(of), "truth" + target, () => decode(table(of).truth[target], Float32Array));
+const truth = (of, target) => once(table(of), "truth" + target, () => decode(table(of).truth[target], Float64Array));
 const isTest = (of) => once(table(of), "test", () => decode(table(of).is_test, Uint8Array));
 const codes = (of, group) =>
   once(table(of).groups[group], "codes", () =>
     decode(table(of).groups[group].codes, table(of).groups[group].wide ? Uint32Array : Uint16Array),
   );
 const headlineColumn = (of, column) =>
-  once(of, "headline" + column, () => decode(of.headline_predictions[column], Float32Array));
+  once(of, "headline" + column, () => decode(of.headline_predictions[column], Float64Array));
 const shownRows = (of) => once(of, "rows", () => decode(of.map.rows, Uint32Array));
 
 /** Column `column` of the predictions at a layer, one for each shown row; NaN where there is none. */

@@ -9,16 +9,34 @@ const formats = [0, 1, 2, 3, 4].map(
   (digits) => new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
 );
 
-const number = (value, digits) => (Number.isFinite(value) ? minus(formats[digits].format(value)) : "–");
+/** A number with this many decimals; four digits are enough from 10 on, and 10 million is a power of ten. */
+function number(value, digits) {
+  if (!Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  if (size >= 1e7 || digits > 8) return minus(value.toExponential(2));
+  const enough = size >= 10 ? Math.max(0, 3 - Math.floor(Math.log10(size))) : 4;
+  return minus(formats[Math.min(digits, enough, 4)].format(value));
+}
 
-/** Decimals of a target: two for the world's degrees, four for a city's, one for years. */
-const targetDigits = (of) => (!of.is_place ? 1 : of.extent.east - of.extent.west > 20 ? 2 : 4);
+/** Decimals that tell a target's values apart: two for the world's degrees, four for a city's, one for a century. */
+function targetDigits(of, target) {
+  if (of.is_place) return of.extent.east - of.extent.west > 20 ? 2 : 4;
+  return once(of, "digits" + target, () => {
+    let [low, high] = [Infinity, -Infinity];
+    for (const value of truth(of, target)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    return high > low ? Math.max(0, 3 - Math.floor(Math.log10(high - low))) : 1;
+  });
+}
 
 /** A value of a target as people write it; a year is 1985.2, not 1,985.2. */
-const targetText = (of, value) => (Number.isFinite(value) ? minus(value.toFixed(targetDigits(of))) : "–");
+function targetText(of, value, target) {
+  if (!Number.isFinite(value)) return "–";
+  const digits = targetDigits(of, target);
+  return minus(digits > 8 || Math.abs(value) >= 1e15 ? value.toExponential(3) : value.toFixed(digits));
+}
 
 const unitOf = (of) => (of.is_place ? "km" : of.units[state.target] ? of.units[state.target] + "s" : "");
-const errorDigits = (of) => (of.is_place ? 0 : 1);
+const errorDigits = (of) => (of.is_place ? 0 : targetDigits(of, state.target));
 const errorText = (of, value) => (number(value, errorDigits(of)) + " " + unitOf(of)).trim();
 
 /** A test score with its interval: "0.412 [0.394, 0.432]". */
@@ -57,7 +75,7 @@ function hoverName(text) {
 
 const groupLabel = (of, group, row) => table(of).groups[group].labels[codes(of, group)[row]];
 
-const trueText = (of, row) => of.targets.map((_, target) => targetText(of, truth(of, target)[row])).join(", ");
+const trueText = (of, row) => of.targets.map((_, target) => targetText(of, truth(of, target)[row], target)).join(", ");
 
 /** What a hover label says of a row at every layer: name, groups, truth. The template adds the prediction. */
 function hoverText(of, row) {

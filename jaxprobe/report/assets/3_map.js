@@ -96,9 +96,9 @@ function pointTrace(of, layer) {
   const colours = colouring(of);
   const at = colours ? shuffled(of).filter((i) => !state.hidden.has(colours.labelOf(rows[i]))) : shuffled(of);
   const narrow = byId("main-plot").clientWidth < 600;
-  const size = rows.length > 3000 ? 4 : 5.5;
+  const size = rows.length > 3000 ? 4 : rows.length > 200 ? 5.5 : 9;
   const columns = of.targets.map((_, target) => predictions(of, target, layer));
-  const predicted = (i) => columns.map((column) => targetText(of, column[i])).join(", ");
+  const predicted = (i) => columns.map((column, target) => targetText(of, column[i], target)).join(", ");
   const pick = (values) => at.map((i) => values[i]);
   return {
     type: pointType(of),
@@ -236,13 +236,14 @@ function mapLayout(of, look, width) {
 
 function timeLayout(of, look, width) {
   const [low, high] = timeRange(of);
-  const name = escapeForPlotly(spaced(of.targets[state.target]), false);
+  const name = escapeForPlotly(shortened(spaced(of.targets[state.target]), 40), false);
+  const tickformat = Math.max(Math.abs(low), Math.abs(high)) >= 1e7 || high - low < 1e-4 ? "~e" : "~f";
   const title = (word) => ({ text: `${word} ${name}`, font: { color: look.quiet } });
   const dashed = { color: look.quiet, width: 1, dash: "dash" };
   // Plain digits: a year is 1985, not 1,985.
   return {
-    xaxis: axis(look, { range: [low, high], title: title("true"), tickformat: "~f", constrain: "domain" }),
-    yaxis: axis(look, { range: [low, high], title: title("predicted"), tickformat: "~f", scaleanchor: "x" }),
+    xaxis: axis(look, { range: [low, high], title: title("true"), tickformat, constrain: "domain" }),
+    yaxis: axis(look, { range: [low, high], title: title("predicted"), tickformat, automargin: true, scaleanchor: "x" }),
     margin: { l: 58, r: 8, t: 8, b: 46 },
     height: Math.min(640, Math.max(320, width * 0.8)),
     shapes: [{ type: "line", x0: low, y0: low, x1: high, y1: high, line: dashed, layer: "below" }],
@@ -274,8 +275,19 @@ function timeRange(of) {
   });
   const sorted = Float64Array.from(values.filter(Number.isFinite)).sort();
   const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
-  const margin = 0.08 * (at(0.998) - at(0.002)) || 1;
+  const margin = 0.08 * (at(0.998) - at(0.002)) || 0.08 * Math.abs(at(0.002)) || 1;
   return [at(0.002) - margin, at(0.998) + margin];
+}
+
+/** How many of the points drawn at this layer lie outside of the frame that the picture opens with. */
+function outsideWords(of) {
+  const { x, y } = coordinates(of, state.layer);
+  const { west, east, south, north } = of.extent ?? {};
+  const [low, high] = of.is_place ? [0, 0] : timeRange(of);
+  const [left, right, bottom, top] = of.is_place ? [west, east, south, north] : [low, high, low, high];
+  const inside = (i) => x[i] >= left && x[i] <= right && y[i] >= bottom && y[i] <= top;
+  const missing = x.filter((value, i) => Number.isFinite(value + y[i]) && !inside(i)).length;
+  return missing ? `${number(missing, 0)} ${missing === 1 ? "point lies" : "points lie"} outside of the frame.` : "";
 }
 
 function sayLayer() {
@@ -283,9 +295,10 @@ function sayLayer() {
   const chosen = state.layer === of.headline ? " (chosen on the training rows)" : "";
   const error = of.is_place
     ? `median error ${scoreText(of, "place error_km_median", state.layer, 0)}`
-    : `mean absolute error ${scoreText(of, of.targets[state.target] + " mae", state.layer, 1)}`;
+    : `mean absolute error ${scoreText(of, of.targets[state.target] + " mae", state.layer, errorDigits(of))}`;
   const r2 = `test R² ${scoreText(of, "mean r2", state.layer, 3)}`;
   byId("layer-words").textContent = `${layerTitle(state.layer)}${chosen} · ${r2} · ${error} ${unitOf(of)}`.trim();
+  byId("outside").textContent = outsideWords(of);
   byId("layer").setAttribute("aria-valuetext", layerTitle(state.layer));
 }
 
@@ -299,7 +312,7 @@ function selectedWords(of, row) {
   const at = shownRows(of).indexOf(row);
   if (at < 0) return `${name}: not in the sample drawn`;
   const values = of.targets.map((_, target) => predictions(of, target, state.layer)[at]);
-  const predicted = values.map((value) => targetText(of, value)).join(", ");
+  const predicted = values.map((value, target) => targetText(of, value, target)).join(", ");
   const error = errorText(of, errors(of, state.layer)[at]);
   return `${name}: true ${trueText(of, row)}; predicted ${predicted} at ${layerTitle(state.layer)}; error ${error}`;
 }

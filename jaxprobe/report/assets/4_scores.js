@@ -1,12 +1,19 @@
 // R² by layer, for all runs; and the error by group at the chosen layer.
 
-/** The longest run's number of blocks; where final_norm stands on the axis. */
-const depth = Math.max(...data.runs.map((of) => of.layers.filter((layer) => /^\d+$/.test(layer)).length));
-const position = (layer) => (layer === "embed" ? -1 : layer === "final_norm" ? depth : Number(layer));
+/** Numbers of the blocks that some run has scores of; embed stands before the first, final_norm after the last. */
+const everyLayer = [...new Set(data.runs.flatMap((of) => of.layers))];
+const blockNumbers = everyLayer.filter((layer) => /^\d+$/.test(layer)).map(Number);
+const firstBlock = Math.min(...(blockNumbers.length ? blockNumbers : [0]));
+const lastBlock = Math.max(...(blockNumbers.length ? blockNumbers : [0]));
+const position = (layer) =>
+  layer === "embed" ? firstBlock - 1 : layer === "final_norm" ? lastBlock + 1 : Number(layer);
 const BASELINE = "#D55E00";
 
 /** A run's R² (mean or of one target) at the given layers: [value, ci_low, ci_high] each. */
 const scoresAt = (of, target, layers) => layers.map((layer) => of.scores[target + " r2"][of.layers.indexOf(layer)]);
+
+/** What is far off the axis, just off it: a picture can't hold a coordinate of -1e53. */
+const clipped = (value) => (value === null ? null : Math.max(-2, Math.min(2, value)));
 
 /** A trace of scores at some layers; hover gives value and interval, and a click the layer. */
 function scoreTrace(of, target, layers, look) {
@@ -15,7 +22,7 @@ function scoreTrace(of, target, layers, look) {
   return {
     type: "scatter",
     x: layers.map(position),
-    y: scoresAt(of, target, layers).map((score) => score[0]),
+    y: scoresAt(of, target, layers).map((score) => clipped(score[0])),
     customdata: layers.map((layer) => [data.runs.indexOf(of), layer]),
     text: layers.map((layer) => `${name}${which}${layerTitle(layer)}<br>R² ${scoreText(of, target + " r2", layer, 3)}`),
     hovertemplate: "%{text}<extra></extra>",
@@ -31,7 +38,7 @@ function bandTrace(of, layers, colour) {
     type: "scatter",
     mode: "lines",
     x: [...there, ...there.slice().reverse()],
-    y: [...scores.map((score) => score[1]), ...scores.map((score) => score[2]).reverse()],
+    y: [...scores.map((score) => clipped(score[1])), ...scores.map((score) => clipped(score[2])).reverse()],
     fill: "toself",
     fillcolor: colour + "2E",
     line: { width: 0 },
@@ -39,11 +46,36 @@ function bandTrace(of, layers, colour) {
   };
 }
 
-function embedTrace(of, colour) {
-  const [value, low, high] = scoresAt(of, "mean", ["embed"])[0];
-  const bars = { array: [high - value], arrayminus: [value - low], color: colour, thickness: 1.5 };
+/** The embed state's score, and a line from end to end of its interval, which need not hold the score. */
+function embedTraces(of, colour) {
+  const ends = scoresAt(of, "mean", ["embed"])[0].slice(1).map(clipped);
   const marker = { symbol: "diamond", size: 10, color: colour };
-  return scoreTrace(of, "mean", ["embed"], { mode: "markers", marker, ...(low === null ? {} : { error_y: bars }) });
+  const caps = { symbol: "line-ew-open", size: 8, color: colour, line: { width: 1.5 } };
+  const line = { color: colour, width: 1.5 };
+  const x = ends.map(() => position("embed"));
+  const interval = { type: "scatter", mode: "lines+markers", x, y: ends, marker: caps, line, hoverinfo: "skip" };
+  return [interval, scoreTrace(of, "mean", ["embed"], { mode: "markers", marker })];
+}
+
+/** A mark at the lower edge for every state whose R² lies below the axis; hover says how far. */
+function belowTraces(of, colour) {
+  const [bottom] = scoreRange();
+  const below = of.layers.filter((layer) => (scoresAt(of, "mean", [layer])[0][0] ?? bottom) < bottom);
+  if (!below.length) return [];
+  const marker = { symbol: "triangle-down", size: 9, color: colour };
+  return [{ ...scoreTrace(of, "mean", below, { mode: "markers", marker, cliponaxis: false }), y: below.map(() => bottom) }];
+}
+
+/** Which of a run's states lie below the axis, in words. */
+function belowWords(of) {
+  const [bottom] = scoreRange();
+  const values = of.layers.map((layer) => scoresAt(of, "mean", [layer])[0][0] ?? Infinity);
+  const below = values.filter((value) => value < bottom).length;
+  if (!below) return "";
+  const least = Math.min(...values);
+  const where = layerTitle(of.layers[values.indexOf(least)]);
+  const name = data.runs.length > 1 ? of.name + ": " : "";
+  return `${name}${below} of ${of.layers.length} states lie below the axis (triangles), the least ${number(least, 3)} at ${where}.`;
 }
 
 function runTraces(of, colour, look) {
@@ -56,9 +88,9 @@ function runTraces(of, colour, look) {
   }
   const line = { mode: "lines+markers", line: { color: colour, width: 2.5 }, marker: { size: 5, color: colour } };
   traces.push(scoreTrace(of, "mean", blocks, line));
-  if (of.layers.includes("embed")) traces.push(embedTrace(of, alone ? BASELINE : colour));
+  if (of.layers.includes("embed")) traces.push(...embedTraces(of, alone ? BASELINE : colour));
   const dot = { mode: "markers", marker: { size: 11, color: colour, line: { color: look.paper, width: 2 } } };
-  traces.push(scoreTrace(of, "mean", [of.headline], dot));
+  traces.push(scoreTrace(of, "mean", [of.headline], dot), ...belowTraces(of, alone ? BASELINE : colour));
   return traces;
 }
 
@@ -67,7 +99,8 @@ function lineNames(of, look) {
   if (data.runs.length > 1 || of.targets.length < 2) return [];
   const last = of.layers[of.layers.length - 1];
   const [bottom, top] = scoreRange();
-  const ends = ["mean", ...of.targets].map((target) => ({ target, y: scoresAt(of, target, [last])[0][0] }));
+  const inside = (value) => Math.max(bottom, Math.min(top, value ?? bottom));
+  const ends = ["mean", ...of.targets].map((target) => ({ target, y: inside(scoresAt(of, target, [last])[0][0]) }));
   ends.sort((a, b) => a.y - b.y);
   ends.forEach((end, i) => {
     if (i) end.y = Math.max(end.y, ends[i - 1].y + 0.05 * (top - bottom));
@@ -75,7 +108,7 @@ function lineNames(of, look) {
   return ends.map(({ target, y }) => ({
     x: position(last),
     y,
-    text: escapeForPlotly(spaced(target), false),
+    text: escapeForPlotly(shortened(spaced(target), 14), false),
     xanchor: "left",
     xshift: 6,
     showarrow: false,
@@ -84,28 +117,39 @@ function lineNames(of, look) {
 }
 
 function layerAxis(look) {
-  const step = Math.max(1, Math.round(depth / (byId("score-plot").clientWidth < 500 ? 6 : 14)));
-  const blocks = Array.from({ length: depth }, (_, i) => i).filter((i) => i % step === 0 && (i > 0 || step === 1));
-  const normed = data.runs.some((of) => of.layers.includes("final_norm"));
+  const most = byId("score-plot").clientWidth < 500 ? 6 : 14;
+  const step = Math.max(1, Math.round((lastBlock - firstBlock) / most));
+  const ends = ["embed", "final_norm"].filter((layer) => everyLayer.includes(layer));
+  const crowded = (block) => step > 1 && ends.some((layer) => Math.abs(position(layer) - block) < step / 2);
+  // Few layers all have their tick; of many every so manieth has.
+  const blocks = [...new Set(blockNumbers)]
+    .sort((a, b) => a - b)
+    .filter((block) => blockNumbers.length <= most || (block % step === 0 && !crowded(block)));
+  const ticks = [...ends.map((layer) => [position(layer), layer === "embed" ? "embed" : "norm"])];
+  ticks.push(...blocks.map((block) => [block, String(block)]));
+  const places = everyLayer.map(position);
   return axis(look, {
     showgrid: false,
-    tickvals: [-1, ...blocks, ...(normed ? [depth] : [])],
-    ticktext: ["embed", ...blocks.map(String), ...(normed ? ["norm"] : [])],
-    range: [-1.8, depth - 0.2 + normed],
+    tickvals: ticks.map(([place]) => place),
+    ticktext: ticks.map(([, name]) => name),
+    range: [Math.min(...places) - 0.8, Math.max(...places) + 0.8],
     title: { text: "residual stream after block", font: { color: look.quiet } },
   });
 }
 
-/** From zero (or below, down to -1: worse would press the rest together) to a little over the best. */
+/** From zero, or below, down to -1 (worse would press the rest together), to a little over the best, at most 1. */
 function scoreRange() {
-  const lists = data.runs.flatMap((of) => {
-    const targets = data.runs.length === 1 ? ["mean", ...of.targets] : ["mean"];
-    return targets.flatMap((target) => scoresAt(of, target, of.layers).flat());
+  return once(data, "scoreRange", () => {
+    const lists = data.runs.flatMap((of) => {
+      const targets = data.runs.length === 1 ? ["mean", ...of.targets] : ["mean"];
+      return targets.flatMap((target) => scoresAt(of, target, of.layers).flat());
+    });
+    const known = lists.filter((value) => value !== null);
+    const low = Math.max(-1, Math.min(0, ...known));
+    const high = Math.min(1, Math.max(0.1, ...known));
+    const margin = 0.05 * (high - low);
+    return [low - (low < 0 ? margin : 0), Math.min(high + margin, 1.03)];
   });
-  const known = lists.filter((value) => value !== null);
-  const low = Math.max(-1, Math.min(0, ...known));
-  const high = Math.max(...known);
-  return [low - (low < 0 ? 0.03 : 0), high + 0.06 * (high - low)];
 }
 
 function drawScores() {
@@ -122,14 +166,15 @@ function drawScores() {
   const y = data.runs.length === 1 && run().layers.includes("embed") ? scoresAt(run(), "mean", ["embed"])[0][0] : null;
   if (y !== null) {
     const dashed = { color: BASELINE, width: 1, dash: "dash" };
-    layout.shapes.push({ ...line, xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: dashed });
+    if (y >= scoreRange()[0]) layout.shapes.push({ ...line, xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: dashed });
   }
   const traces = data.runs.flatMap((of, i) => runTraces(of, RUN_COLOURS[i % RUN_COLOURS.length], look));
   return Plotly.react("score-plot", traces, layout, PLOT_CONFIG);
 }
 
-/** Which colour is which run's, where there are several. */
+/** What lies below the axis, and which colour is which run's, where there are several. */
 function drawScoreKey() {
+  byId("score-below").textContent = data.runs.map(belowWords).filter(Boolean).join(" ");
   if (data.runs.length === 1) return;
   const entries = data.runs.map((of, i) => {
     const entry = document.createElement("p");
@@ -183,8 +228,9 @@ function drawGroups() {
     text: `median error${unitOf(of) && ", " + unitOf(of)}; line: the middle half`,
     font: { color: look.quiet },
   };
-  layout.margin = { l: 8, r: 16, t: 8, b: 46 };
-  layout.height = 70 + 22 * bars.length;
+  // Room for the toolbar above the first bar.
+  layout.margin = { l: 8, r: 16, t: 34, b: 46 };
+  layout.height = 96 + 22 * bars.length;
   layout.dragmode = false;
   layout.xaxis = axis(look, { title, rangemode: "tozero" });
   layout.yaxis = axis(look, {

@@ -52,9 +52,9 @@ function tableRow(of, groups, row) {
   first.scope = "row";
   first.append(button);
   line.append(first, ...groups.map((group) => cell("td", groupLabel(of, group, row), false)));
-  line.append(...of.targets.map((_, target) => cell("td", targetText(of, truth(of, target)[row]), true)));
+  line.append(...of.targets.map((_, target) => cell("td", targetText(of, truth(of, target)[row], target), true)));
   if (isTest(of)[row]) {
-    line.append(...of.targets.map((_, target) => cell("td", targetText(of, headlineColumn(of, target)[row]), true)));
+    line.append(...of.targets.map((_, target) => cell("td", targetText(of, headlineColumn(of, target)[row], target), true)));
     line.append(cell("td", number(headlineError(of, row), errorDigits(of)), true));
   } else {
     const note = cell("td", "training row", true);
