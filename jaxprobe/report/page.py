@@ -12,7 +12,7 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from jaxprobe.errors import InputError
-from jaxprobe.host.paths import AnyPath, as_path, replacing
+from jaxprobe.host.paths import AnyPath, as_path, check_out, replacing
 from jaxprobe.report import sections
 from jaxprobe.report.control_section import control_table
 from jaxprobe.report.figures import write_figures
@@ -20,22 +20,28 @@ from jaxprobe.report.payload import encode_runs
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.results.results import Run
 
+PAGE_START = b"<!doctype html>"
 ASSETS = Path(__file__).with_name("assets")
 
 
 def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None = None) -> AnyPath:
     """Write a page for one run, or for several side by side; returns its path.
 
-    Each run's figures folder is written anew. The page is below 15 MB for 40,000 entities at 32 layers (5 MB of it is
-    Plotly); where runs are larger, a random sample of the test rows is drawn, and the page says so.
+    The page is below 15 MB for 40,000 entities at 32 layers (5 MB of it is Plotly); where runs are larger, a random
+    sample of the test rows is drawn, and the page says so.
 
     Args:
       run: the run that is shown first.
       others: further runs; the page has a choice of run, and one plot of R2 by layer for all.
-      path: where the page goes; by default report.html of the first run.
+      path: where the page goes, and all that is written then. By default report.html of the first run, whose figures
+        are written anew as well.
     Raises:
-      InputError: a run's files are missing, malformed, or don't belong together.
+      InputError: a run's files are missing, malformed, or don't belong together; ``path`` can't be written, or is a
+        file that is no page.
     """
+    if path is not None:
+        path = as_path(path)
+        _check_page(path)
     runs, problems = [], []
     for directory in (run, *others):
         try:
@@ -46,12 +52,28 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
             problems += error.problems
     if problems:
         raise InputError(*problems)
-    for results in runs:
-        write_figures(results)
-    path = as_path(path or run.report_path)
-    with replacing(path) as temporary:
-        temporary.write_text(render_page(runs), encoding="utf-8")
+    try:
+        if path is None:
+            path = run.report_path
+            write_figures(runs[0])
+        with replacing(path) as temporary:
+            temporary.write_text(render_page(runs), encoding="utf-8")
+    except OSError as error:  # a full disk, or a run that may only be read
+        raise InputError(
+            f"The report of {run.path} can't be written: {error.filename or path}: {error.strerror or error}. Make "
+            f"room there and give `jaxprobe report {run.path}`, or name a page elsewhere with --out."
+        ) from error
     return path
+
+
+def _check_page(path: AnyPath) -> None:
+    """Refuses a path that can't be written, or whose file is something else: scores, probes, someone's notes."""
+    check_out(path, file=True)
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(PAGE_START))
+        if start.lower() != PAGE_START:
+            raise InputError(f"{path} is there and is no page, so it is not replaced. Name another file with --out.")
 
 
 def render_page(runs: Sequence[Run]) -> str:

@@ -1,6 +1,7 @@
 """report.html as a parser reads it: the numbers of the files, and text from data as text."""
 
 import re
+import resource
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -137,6 +138,45 @@ def test_report_and_figures_are_written_into_the_run(place_run, time_run, tmp_pa
     assert write_report(place_run, time_run, path=tmp_path / "both.html") == tmp_path / "both.html"
     page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
     assert [row[1] for row in page.rows if row[0] == "tiny"] == ["cities", "art"]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "probes.safetensors", "config.json", "notes.txt"])
+def test_a_file_that_is_no_page_is_never_replaced(place_run, name):
+    path = place_run.path / name
+    if not path.exists():
+        path.write_text("mine")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="is no page"):
+        write_report(place_run, path=path)
+    assert path.read_bytes() == before and not place_run.figures_path.exists()
+
+
+def test_a_folder_or_a_place_below_a_file_is_refused(place_run, tmp_path):
+    for path, words in ((tmp_path, "is a folder"), (place_run.config_path / "page.html", "below .* which is a file")):
+        with pytest.raises(InputError, match=words):
+            write_report(place_run, path=path)
+    assert not place_run.figures_path.exists()
+
+
+def test_with_a_path_only_the_page_is_written_and_again(place_run, tmp_path):
+    before = sorted(place_run.path.rglob("*"))
+    for _ in range(2):
+        assert write_report(place_run, path=tmp_path / "elsewhere/page.html").is_file()
+    assert sorted(place_run.path.rglob("*")) == before
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(place_run):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = sorted(place_run.path.rglob("*"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # no file may be larger: a PNG is, an SVG too
+    try:
+        with pytest.raises(InputError, match=f"jaxprobe report {place_run.path}"):
+            write_report(place_run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    left = [path for path in sorted(place_run.path.rglob("*")) if path not in before and path.is_file()]
+    assert left == []
+    assert write_report(place_run).is_file()
 
 
 def test_every_unusable_run_is_named_at_once(place_run, time_run):
