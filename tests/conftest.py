@@ -30,22 +30,35 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def libtpu(request):
-    """TPU programs can be compiled: libtpu is there, or put into a folder of its own that only these tests see.
+    """TPU programs can be compiled: libtpu is there, or in a folder of its own."""
+    needed = next(need for need in importlib.metadata.requires("jax") if need.startswith("libtpu"))
+    _put_on_path(request, "libtpu", [re.match(r"libtpu==[\d.*]+", needed)[0]])
 
-    Installed beside everything else it would look for a TPU in every run; the folder is kept for the next run.
+
+@pytest.fixture(scope="session")
+def cuda(request):
+    """GPU programs can be compiled: the extra `plan-gpu` is there, or in a folder of its own."""
+    version = importlib.metadata.version("jax")
+    needed = [f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}", "nvidia-cuda-nvcc", "nvidia-nvvm"]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the plugin says that it finds no driver
+    _put_on_path(request, "jax_cuda13_plugin", needed)
+
+
+def _put_on_path(request, module: str, requirements: list[str]) -> None:
+    """Installs into a folder that only these tests see, which is kept for the next run; skips where that can't be.
+
+    Installed beside everything else, JAX would look for a TPU or a GPU in every run.
     """
-    if importlib.util.find_spec("libtpu"):
+    if importlib.util.find_spec(module):
         return
-    wanted = next(
-        match[0] for need in importlib.metadata.requires("jax") if (match := re.match(r"libtpu==[\d.*]+", need))
-    )
-    folder = request.config.cache.mkdir(re.sub(r"[^\w.]+", "-", wanted).rstrip("-."))
+    folder = request.config.cache.mkdir(re.sub(r"[^\w.]+", "-", requirements[0]).rstrip("-."))
     with open(folder / "installing", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in two processes
         if not (folder / "complete").exists():
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
-            done = subprocess.run([*pip, wanted], capture_output=True, text=True)
+            done = subprocess.run([*pip, *requirements], capture_output=True, text=True)
             if done.returncode:
-                pytest.skip(f"{wanted} can't be installed: {(done.stderr or 'no message').strip().splitlines()[-1]}")
+                reason = (done.stderr or "no message").strip().splitlines()[-1]
+                pytest.skip(f"{requirements[0]} can't be installed: {reason}")
             (folder / "complete").touch()
     sys.path.append(str(folder))

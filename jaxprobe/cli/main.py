@@ -133,7 +133,8 @@ def plan_run(
 
     Args:
         model: llama-2-7b, -13b, -70b, llama-3.1-8b, -70b, -405b, a config.json, or what `jaxprobe run` takes.
-        topology: v5e:8x8, v5p:2x2x4, v6e:4x4 (compiled for them; needs the extra `tpu`), or h100:8 (counted).
+        topology: v5e:8x8, v5p:2x2x4, v6e:4x4 (needs the extra `tpu`); a100:4, h100:8, h200:8 (compiled for with the
+            extra `plan-gpu`, else counted from shapes).
         dataset: A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file.
         prompt: A named prompt of the table, or text with {} for the name.
         mesh: data=2,fsdp=4,model=8; default: chosen from the model's size and the chips' memory.
@@ -145,6 +146,7 @@ def plan_run(
     """
     # Nothing runs here, and JAX would look for a TPU as soon as libtpu is installed.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the CUDA plugin says that it finds no driver
     from jaxprobe.plan.planning import plan
 
     made = plan(

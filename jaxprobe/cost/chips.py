@@ -1,11 +1,7 @@
 """One table of accelerators, and machines made of them: "v5e:8x8", "h100:8"."""
 
-import importlib.util
 import math
-import os
 from typing import NamedTuple
-
-import jax
 
 from jaxprobe.errors import InputError
 
@@ -43,6 +39,7 @@ CHIPS = {
     "v5p": Chip("TPU v5p", "tpu", 459, 459 / 6, 95, 2765, 200, 4, _TPU_PAGE + "v5p"),
     "v6e": Chip("TPU v6e", "tpu", 918, 918 / 6, 32, 1638, 200, 8, _TPU_PAGE + "v6e"),
     "a100": Chip("NVIDIA A100 80 GB", "gpu", 312, 19.5, 80, 2039, 300, 8, "NVIDIA's A100 data sheet"),
+    "h200": Chip("NVIDIA H200 SXM", "gpu", 989, 67, 141, 4800, 450, 8, "NVIDIA's H200 data sheet"),
     "h100": Chip("NVIDIA H100 SXM", "gpu", 989, 67, 80, 3350, 450, 8, "NVIDIA's H100 data sheet"),
 }
 
@@ -57,6 +54,11 @@ class Machine(NamedTuple):
     @property
     def hosts(self) -> int:
         return -(-self.count // self.chip.host_chips)
+
+    @property
+    def processes(self) -> int:
+        """As the launchers start them: one for each GPU (scripts/launch_slurm), one for each host of a TPU slice."""
+        return self.count if self.chip.platform == "gpu" else self.hosts
 
 
 def parse_topology(text: str) -> Machine:
@@ -73,33 +75,3 @@ def parse_topology(text: str) -> Machine:
             "write for example v5e:8x8, v5p:2x2x4, v6e:4x4 or h100:8."
         )
     return Machine(text, CHIPS[kind], math.prod(map(int, sides)))
-
-
-def tpu_devices(machine: Machine) -> list[jax.Device]:
-    """Devices to compile for, none of which has to be there.
-
-    Raises:
-      InputError: libtpu is not installed, or knows no such slice.
-    """
-    # Without these libtpu asks the network which TPU it runs on, keeps logs, and lets one process at a time load it.
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_LOG_DIR": "disabled",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    try:
-        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=machine.topology).devices)
-    except Exception as error:  # JAX has no type of its own for this
-        remedy = f"Slices of this chip are listed on {machine.chip.source}."
-        if importlib.util.find_spec("libtpu") is None:
-            remedy = 'Install libtpu with: pip install "jaxprobe[tpu]".'
-        fact = str(error).splitlines()[0]
-        raise InputError(f"Programs can't be compiled for {machine.topology} here ({fact}). {remedy}") from error
-    if len(devices) != machine.count:
-        raise InputError(f"{machine.topology} has {len(devices)} devices, not {machine.count}. Name another slice.")
-    return devices

@@ -62,14 +62,16 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _loops(computations: dict[str, list[str]]) -> dict[str, int]:
-    """Body -> turns, from the number that the loop's counter is compared with."""
+    """Body -> turns: as the compiler says (GPU, CPU), or else the number that the loop's counter is compared with."""
     found = {}
     for lines in computations.values():
         for line in lines:
             body = re.search(r" while\(.*body=%?([\w.\-]+)", line)
             if body:
                 condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
-                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(computations[condition]))
+                limits = re.findall(r'"known_trip_count":\{"n":"(\d+)"\}', line) or re.findall(
+                    r"s32\[\]\S* constant\((\d+)\)", "\n".join(computations[condition])
+                )
                 found[body[1]] = max(map(int, limits), default=1)
     return found
 

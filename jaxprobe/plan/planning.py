@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from jaxprobe.cost.chips import Machine, parse_topology, tpu_devices
+from jaxprobe.cost.chips import Machine, parse_topology
 from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
 from jaxprobe.data.catalog import load_table
@@ -33,6 +33,7 @@ from jaxprobe.models.placement import choose_mesh, parameter_bytes
 from jaxprobe.models.published import find_published
 from jaxprobe.models.tokenizer import load_tokenizer
 from jaxprobe.plan.programs import forward_program, moments_program, ridge_programs
+from jaxprobe.plan.topologies import topology_devices
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 from jaxprobe.runs.fit import FOLDS, make_folds
 
@@ -107,7 +108,8 @@ def plan(
 
     Args:
       model: a name of ``published_models``, or what ``load_model`` takes (of a hub model only its small files).
-      topology: a TPU slice such as ``v5e:8x8``, or GPUs such as ``h100:8``, which are counted only.
+      topology: a TPU slice such as ``v5e:8x8``, or GPUs such as ``h100:8`` (counted from shapes where the extra
+        `plan-gpu` is not installed).
       dataset, prompt, limit, data_dir: as of a run.
       mesh: as of a run; default: chosen from the model's size and the chip's memory.
       dtype: of the weights and states.
@@ -133,20 +135,20 @@ def plan(
     table = load_table(dataset, data_dir=data_dir, limit=limit)
     found_prompt = find_prompt(table.name, prompt)
     tokens = tokenize(words, table.texts, found_prompt, max_length=config.context)
-    on_tpu = machine.chip.platform == "tpu"
-    devices = tpu_devices(machine) if on_tpu else None
-    shares = share_count(make_mesh(sizes, devices)) if on_tpu else math.gcd(machine.hosts, sizes["data"])
+    devices = topology_devices(machine)
+    # A process a GPU: each device along the bin axis is a share of its own.
+    shares = share_count(make_mesh(sizes, devices)) if devices else sizes["data"] * sizes["fsdp"]
     each = sizes["data"] * sizes["fsdp"] // shares
     bins = BINS_PER_DEVICE[machine.chip.platform] * each
     layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each, even=True)
     step, steps_wanted = _steps(layout, config, sizes, shares)
     job = _Job(machine, sizes, config, choose_states(config, True, None, False), dtype, table, layout, step)
-    forward, moments, ridge = _compile(job, devices, say) if on_tpu else _count(job)
+    forward, moments, ridge = _compile(job, devices, say) if devices else _count(job)
     parameters = parameter_bytes(config, sizes, dtype)
     forward_s = steps_wanted * _seconds(forward, machine, dtype)
     return RunPlan(
         name, config, machine, sizes, reason, dtype, own, table.name, found_prompt.name, len(table),
-        layout.distinct_prefixes, step, steps_wanted, on_tpu, parameters, forward, moments, ridge,
+        layout.distinct_prefixes, step, steps_wanted, bool(devices), parameters, forward, moments, ridge,
         peak_stored=max(peak_of_stored(forward), *(program.peak for program in ridge), 0),
         peak_streamed=_streamed_peak(job, parameters, forward, moments, shares),
         fit_streamed=_streamed_fit(job),
@@ -266,7 +268,7 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
     moved = len(job.table) * states * width * job.itemsize / (STORE_BYTES * machine.hosts)
     on_gpu = machine.chip.platform == "gpu"
     if on_gpu or rows < 2 * width:
-        at_once = machine.count if on_gpu else machine.hosts
+        at_once = machine.processes
         fit = -(-states // at_once) * _eigh_seconds(machine) * min(rows, width) ** 3
     else:
         one = sum(count_ridge(rows, width, job.targets, len(RELATIVE_ALPHAS)).values())
@@ -276,10 +278,10 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
 
 
 def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
-    """The forward, a step of the sums for each shard, and float64 probes: on the hosts, or one GPU of each."""
+    """The forward, a step of the sums for each shard, and float64 probes: one at a time on each host, or GPU."""
     sums = len(job.layout.shards) * _seconds(moments, job.machine, "float32")
     each = (FOLDS + 1) * _eigh_seconds(job.machine) * job.config.width**3
-    parts = {"forward": forward_s, "sums": sums, "ridge": -(-len(job.states) // job.machine.hosts) * each}
+    parts = {"forward": forward_s, "sums": sums, "ridge": -(-len(job.states) // job.machine.processes) * each}
     return parts | {"total": sum(parts.values())}
 
 

@@ -1,4 +1,4 @@
-"""The programs of a run, compiled for a TPU slice from shapes alone: no weights, no rows and no TPU are needed."""
+"""The programs of a run, compiled for TPUs or GPUs from shapes alone: no weights, no rows and no chip are needed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprobe.cost.counts import Program, Step, count_ridge
+from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums
 from jaxprobe.extract.forward import compiled_step
 from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, sum_columns
 from jaxprobe.mesh import spec
@@ -18,6 +18,7 @@ from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.load import DTYPES
 from jaxprobe.models.transformer import Bins, Root, abstract_llama
 from jaxprobe.plan.hlo import collectives, turns
+from jaxprobe.plan.topologies import compiler_options, without_cache
 from jaxprobe.probes import search as solve
 from jaxprobe.probes.devices import layers_at_once, on_tpu, over_layers
 from jaxprobe.probes.eigen import product_dtype
@@ -27,12 +28,14 @@ from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 def forward_program(config: LlamaConfig, states: tuple[str, ...], step: Step, mesh: Mesh, dtype: str) -> Program:
     """One step of the forward, as `run_plan` runs it."""
+    platform = mesh.devices.flat[0].platform
+    counted = count_step(config, step, mesh.shape, dtype, platform)
     graph, parameters = abstract_llama(config, mesh, DTYPES[dtype])
     bins = Bins(*(_shaped((step.bins, n), jnp.int32, mesh, spec("BT")) for n in (*(step.slots,) * 3, step.wanted)))
     keys = _shaped((config.layers, step.root, config.kv_heads, config.head_width), DTYPES[dtype], mesh, spec("LRKH"))
     root = Root(keys, keys, jax.ShapeDtypeStruct((), jnp.int32))
     return _compile(
-        "forward step", compiled_step(config, states, mesh, dtype), nnx.merge(graph, parameters), bins, root
+        counted, platform, compiled_step(config, states, mesh, dtype), nnx.merge(graph, parameters), bins, root
     )
 
 
@@ -58,7 +61,9 @@ def moments_program(
         _shaped((layers, k, k), jnp.float32, mesh, layer),
     )
     y = jax.ShapeDtypeStruct((rows, targets), jnp.float32)
-    return _compile("sums (--no-store)", compiled_add(mesh), sums, x, pilot, y, members(shard_rows, segments)[0])
+    counted = count_sums(states, rows, len(segments), width, targets, mesh.size, dtype)
+    arguments = sums, x, pilot, y, members(shard_rows, segments)[0]
+    return _compile(counted, devices[0].platform, compiled_add(mesh), *arguments)
 
 
 def ridge_programs(
@@ -81,10 +86,11 @@ def ridge_programs(
             "leave-one-out": (leave_one_out, f, x, y, layer(RELATIVE_ALPHAS.shape, jnp.float64)),
             "weights": (weights_at, f, x, layer((targets,), jnp.float64)),
         }
-        compiled = [_compile(f"ridge: {name}", *program) for name, program in programs.items()]
-    # Loops within loops, of which some end early: what the compiler counts of them means little.
-    counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS))
-    each = batch // mesh.size
+        # Loops within loops, of which some end early: what the compiler counts of them means little.
+        counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS))
+        each = batch // mesh.size
+        named = lambda name: Program(f"ridge: {name}", 0, 0, 0, 0, each * counted[name], 0)
+        compiled = [_compile(named(name), devices[0].platform, *program) for name, program in programs.items()]
     return [
         one._replace(operations=each * counted[name], traffic=0) for name, one in zip(programs, compiled, strict=True)
     ]
@@ -94,25 +100,28 @@ def _shaped(shape: tuple[int, ...], dtype, mesh: Mesh, sharding: P) -> jax.Shape
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding))
 
 
-def _compile(name: str, jitted: Callable, *arguments) -> Program:
+def _compile(counted: Program, platform: str, jitted: Callable, *arguments) -> Program:
+    """``counted`` with what the compiler has in its place; compilers for GPUs count neither operations nor traffic."""
     started = time.perf_counter()
     lowered = jitted.lower(*arguments)
     try:
-        compiled = lowered.compile()
+        with without_cache():
+            compiled = lowered.compile(compiler_options(platform))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Program(name, 0, 0, 0, 0, 0, 0, (), time.perf_counter() - started, str(error).splitlines()[0])
+        refused = str(error).splitlines()[0]
+        return Program(counted.name, 0, 0, 0, 0, 0, 0, (), time.perf_counter() - started, refused)
     memory, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     repeated = turns(text)
     return Program(
-        name,
+        counted.name,
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
-        costs["flops"] * repeated,
-        costs["bytes accessed"] * repeated,
+        costs["flops"] * repeated if costs else counted.operations,
+        costs["bytes accessed"] * repeated if costs else counted.traffic,
         tuple(collectives(text)),
         time.perf_counter() - started,
     )

@@ -18,7 +18,7 @@ def describe(plan: RunPlan) -> list[str]:
     compiled = (
         "Compiled for it here; nothing was run."
         if plan.compiled
-        else "Counted from shapes alone: programs for GPUs can't be compiled without one."
+        else 'Counted from shapes alone; pip install "jaxprobe[plan-gpu]" and they are compiled (no GPU is needed).'
     )
     return [
         f"Model {plan.model}: {config.layers} layers, width {config.width}, {config.parameter_count() / 1e9:.2f} G "

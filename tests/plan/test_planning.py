@@ -1,4 +1,4 @@
-"""Plans for machines that are not here: GPUs counted, TPU slices compiled (where libtpu can be installed)."""
+"""Plans for machines that are not here: counted from shapes, and compiled where what compiles can be installed."""
 
 import json
 from collections import Counter
@@ -7,20 +7,29 @@ import numpy as np
 import pytest
 
 from jaxprobe.cli.main import main
-from jaxprobe.cost.counts import count_step
+from jaxprobe.cost.counts import count_step, count_sums
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.mesh import mesh_text
 from jaxprobe.models.published import find_published
-from jaxprobe.plan import words
+from jaxprobe.plan import topologies, words
 from jaxprobe.plan.hlo import KINDS
 from jaxprobe.plan.planning import READINGS, plan
-from jaxprobe.runs.fit import fit_probes
+from jaxprobe.runs.fit import FOLDS, fit_probes
 
 ROWS = 3000  # of the cities: enough for several steps, and for probes in float32 on none of these widths
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_plugin():
+    """GPUs are counted, also where the plugin is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topologies, "_found", lambda module: False)
+        yield patch
+
+
 @pytest.fixture(scope="module")
-def gpus():
+def gpus(without_plugin):
     return plan("llama-2-7b", "h100:8", "cities", "Where is {}", limit=ROWS)
 
 
@@ -107,9 +116,53 @@ def test_what_can_not_be_planned_is_refused():
         plan("llama-2-70b", "h100:8", "cities", mesh="data=4", limit=100)
 
 
-# ---- Compiled for slices ------------------------------------------------------------------------------------------
+def test_a_plan_of_gpus_has_a_process_each():
+    """Sums are fitted by as many processes as the launcher starts, and each brings a shard of its own."""
+    one, eight = (plan("llama-2-7b", f"h100:{count}", "cities", limit=200) for count in (1, 8))
+    states = one.config.layers + 1
+    assert one.streamed["ridge"] == pytest.approx(states * eight.streamed["ridge"] / -(-states // 8))
+    assert eight.step.bins % 8 == 0
 
 
+# ---- Compiled for chips that are not here -------------------------------------------------------------------------
+
+
+def in_loop(found, config):
+    """Bytes by kind of the collectives that run once a block or more often."""
+    count = lambda kind: sum(one.size * one.times for one in found if one.kind == kind and one.times >= config.layers)
+    return {kind: count(kind) for kind in KINDS}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("model", "topology", "mesh"),
+    [
+        ("llama-2-7b", "h100:8", None),
+        ("llama-2-70b", "h100:8", {"data": 1, "fsdp": 1, "model": 8}),
+        ("llama-2-7b", "a100:4", {"data": 1, "fsdp": 2, "model": 2}),
+        ("llama-2-70b", "h200:4", {"data": 1, "fsdp": 1, "model": 4}),
+    ],
+)
+def test_gpus_compile_and_fit(cuda, monkeypatch, model, topology, mesh):
+    monkeypatch.setattr(topologies, "_found", lambda module: True)
+    made = plan(model, topology, "cities", "Where is {}", limit=ROWS, mesh=mesh and mesh_text(mesh))
+    assert made.compiled and not made.refused and made.fits(True)
+    assert "Compiled for it here" in "\n".join(words.describe(made))
+    _, config = find_published(model)
+    counted = count_step(config, made.step, made.mesh, "bfloat16", "gpu")
+    # XLA does not count for GPUs; what it allots is what shapes say, beside a few numbers of the root and the loop.
+    assert made.forward.operations == counted.operations
+    assert made.forward.arguments == pytest.approx(counted.arguments, rel=1e-3)
+    assert made.forward.outputs == pytest.approx(counted.outputs, rel=1e-3)
+    found, expected = in_loop(made.forward.collectives, config), in_loop(counted.collectives, config)
+    assert found == pytest.approx(expected, rel=0.01)
+    once = sum(one.sent for one in made.forward.collectives if one.times < config.layers)
+    assert once <= 0.02 * sum(one.sent for one in made.forward.collectives)
+    sums = count_sums(config.layers + 1, ROWS, FOLDS, config.width, 2, made.machine.count, "bfloat16")
+    assert made.moments.outputs == sums.outputs
+
+
+@pytest.mark.libtpu
 @pytest.mark.parametrize(
     ("model", "topology", "mesh"),
     [
@@ -128,11 +181,8 @@ def test_slices_compile_and_fit(libtpu, model, topology, mesh):
     assert made.forward.operations == pytest.approx(counted.operations, rel=0.03)
     assert made.forward.outputs == pytest.approx(counted.outputs, rel=0.001)
     # In the loop over blocks: one block's weights are gathered, the residual stream is summed twice, and nothing else.
-    in_loop = lambda found: {
-        kind: sum(one.size * one.times for one in found if one.kind == kind and one.times >= config.layers)
-        for kind in KINDS
-    }
-    assert in_loop(made.forward.collectives) == pytest.approx(in_loop(counted.collectives), rel=0.01)
+    found, expected = in_loop(made.forward.collectives, config), in_loop(counted.collectives, config)
+    assert found == pytest.approx(expected, rel=0.01)
     gate = 2 * config.width * config.mlp_width // mesh["model"]
     gathered = [one for one in made.forward.collectives if one.kind == "all-gather" and one.times >= config.layers]
     assert all(one.size <= gate for one in gathered)  # not the weights of all blocks ahead of the loop
@@ -141,6 +191,7 @@ def test_slices_compile_and_fit(libtpu, model, topology, mesh):
     assert once <= 0.02 * sum(one.sent for one in made.forward.collectives)
 
 
+@pytest.mark.libtpu
 def test_what_the_compiler_refuses_does_not_fit(libtpu):
     made = plan("llama-2-70b", "v5e:2x4", "cities", limit=300)
     assert made.forward.refused and not made.fits(True) and not made.fits(False)

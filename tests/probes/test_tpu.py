@@ -8,11 +8,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprobe.cost.chips import parse_topology, tpu_devices
+from jaxprobe.cost.chips import parse_topology
+from jaxprobe.plan.topologies import tpu_devices
 from jaxprobe.probes import cholesky
 from jaxprobe.probes import eigen as factors
 from jaxprobe.probes.devices import over_layers
 from jaxprobe.probes.search import place
+
+pytestmark = pytest.mark.libtpu
 
 
 @pytest.fixture(scope="module")
