@@ -24,9 +24,7 @@ from typing import TYPE_CHECKING, Any
 from jaxprobe.errors import InputError
 
 if TYPE_CHECKING:
-    from etils import epath
-
-    AnyPath = Path | epath.Path
+    AnyPath = Path  # an epath.Path has the same methods
 else:
     AnyPath = PurePath  # both are one: importing epath would make `jaxprobe --help` wait
 
