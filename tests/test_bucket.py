@@ -44,7 +44,10 @@ from tests.test_processes import (
 from tests.tiny_llama import save_model
 
 # gcsfs hands aiohttp a file below 5 MB in one piece.
-pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning"),
+]
 
 
 @pytest.fixture(scope="module")

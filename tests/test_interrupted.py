@@ -15,6 +15,8 @@ from jaxprobe.extract.store.layout import is_complete
 from jaxprobe.extract.trie import SHARD_ENTITIES
 from tests.tiny_llama import save_model
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 SHARDS = 5
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.tiny_llama import save_model
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parent.parent / "scripts/probe_your_own_table.ipynb"
 
 

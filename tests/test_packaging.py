@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 # Imported where they are installed, and nowhere needed.
 OPTIONAL = {"torch", "IPython", "gcsfs"}

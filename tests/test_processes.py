@@ -43,6 +43,8 @@ from jaxprobe.cli.main import main
 from jaxprobe.extract import extraction as collect
 from jaxprobe.extract.store.writer import ActivationStore
 
+pytestmark = pytest.mark.slow
+
 def write(self, shard, states, write=ActivationStore.write):
     write(self, shard, states)
     print("wrote", shard, file=sys.stderr)

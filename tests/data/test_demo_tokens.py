@@ -34,7 +34,7 @@ def test_special_tokens_in_names_as_transformers_splits_them(tokenizer):
         assert tokens.ids[tokens.starts[row] : tokens.starts[row + 1]].tolist() == [tokens.bos_id, *expected]
 
 
-@pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
+@pytest.mark.data
 @pytest.mark.parametrize(
     ("table", "prompt", "padded", "distinct"),
     [

@@ -129,7 +129,7 @@ def test_git_blob_ids_are_gits_own(server, tmp_path, monkeypatch):
         fetch("historical_figure", tmp_path)
 
 
-@pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
+@pytest.mark.data
 @pytest.mark.parametrize("name", ["world_place", "us_place", "art"])
 def test_the_tables_at_hand_are_the_pinned_ones(name):
     assert fetch(name, DATA) == Path(DATA) / f"{name}.csv"

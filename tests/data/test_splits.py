@@ -16,7 +16,6 @@ from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 
 DATA = os.environ.get("JAXPROBE_DATA")
-needs_data = pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
 PLACES = st.lists(st.tuples(st.floats(-90, 90), st.floats(-180, 180)), min_size=1, max_size=20)
 
 
@@ -108,7 +107,7 @@ def test_a_table_under_a_block_split():
         with_block_split(replace(table, target_names=("x", "y")), cell_degrees=1)
 
 
-@needs_data
+@pytest.mark.data
 @pytest.mark.parametrize(("name", "share"), [("world_place", 0.55), ("us_place", 0.84)])
 def test_the_papers_random_split_leaks_and_a_block_split_does_not(name, share):
     """Known: 55 % of World test places, and 84 % of US ones, have a training place within 10 km."""

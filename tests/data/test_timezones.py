@@ -21,7 +21,7 @@ def test_each_zone_has_one_clock_in_winter():
     assert merge_timezones(["America/Boise", "Europe/Oslo"]) == ["Mountain", "Europe/Oslo"]
 
 
-@pytest.mark.skipif(DATA is None, reason="JAXPROBE_DATA does not name the folder of the paper's tables")
+@pytest.mark.data
 def test_every_us_place_is_in_one_of_four():
     table = load_table("us_place", data_dir=DATA)
     assert set(table.groups["timezone_merged"]) == set(ZONES)

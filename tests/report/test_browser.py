@@ -14,6 +14,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 if CHROMIUM is None:
     pytest.skip("needs an installed Chromium (Debian: apt-get install chromium)", allow_module_level=True)
 
+pytestmark = pytest.mark.browser
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
