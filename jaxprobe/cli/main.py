@@ -446,16 +446,12 @@ def _output():
 
 
 def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
-    from jaxprobe.experiments.registry import EXPERIMENTS, write_table
+    from jaxprobe.experiments import registry
+    from jaxprobe.experiments.base import check_runs, printed, write_table
 
-    if not runs:
-        raise InputError(f"No run to look at. Name the folders of finished runs: jaxprobe experiment {name} RUN...")
-    runs = tuple(map(as_path, runs))
-    frame = EXPERIMENTS[name](runs, progress=console_reporter(log), **options)
-    path = write_table(name, frame, runs[0])
-    shown = frame[frame["target"].isin(["mean", "place"]) & (frame["split"] == "test")]
-    if name == "layers":  # hundreds of rows otherwise
-        shown = shown[shown["metric"].isin(["r2", "r2_difference"]) & (shown["resampled"] == "rows")]
-    varied = [column for column in shown if shown[column].nunique(dropna=False) > 1]
-    _output().frame(shown[varied], name, table=str(path))
+    experiment = registry.load(name)
+    paths = check_runs(runs)
+    frame = experiment.run(paths, experiment.Options(**options), console_reporter(log))
+    path = write_table(experiment, frame, paths[0])
+    _output().frame(printed(experiment, frame), name, table=str(path))
     log.print(f"Every row: {path}; figures beside it.", markup=False)

@@ -1,6 +1,7 @@
-"""Does the probe work where it has seen nothing? Whole groups, or whole cells of the map, held out of the fit."""
+"""Does the probe work where it has seen nothing? Whole groups, and whole cells of the map, are held out of the fit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -9,17 +10,79 @@ from jaxprobe.data.sphere import nearest_km
 from jaxprobe.data.splits import spatial_blocks
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.base import by_run, columns_of, dots, each_run, one_number, usable_groups
 from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.proximity import proximity_error
 from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
-from jaxprobe.host.progress import Progress, default_progress
+from jaxprobe.host.paths import AnyPath
+from jaxprobe.host.progress import Progress, Reporter
 from jaxprobe.probes.metrics import Interval, paired_difference, resample_counts, score
 
 LARGEST = 20  # the paper's number of countries
 FITS = ("nominal", "held_out", "difference")
 
 
-def run(
+@dataclass(frozen=True)
+class Options:
+    """What is held out."""
+
+    group: tuple[str, ...] = ()
+    """Group columns; default: all, and cells of the map for places."""
+    held: tuple[str, ...] = ()
+    """Groups to hold out; default: the twenty largest."""
+    state: str | None = None
+    """The state to look at; default: each run's headline layer."""
+    cell_degrees: float = 5.0
+    """Side of a cell."""
+    buffer_km: float = 100.0
+    """Training rows nearer than this to a test row are left out as well."""
+
+
+def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.DataFrame:
+    """`measure_groups` for every group column, or those named, and `measure_cells` for places, of each run.
+
+    Raises:
+      InputError: a run without states, or without a group or a map to hold out; and as these functions.
+    """
+    frames = []
+    for each in each_run(runs, "hold out", reporter):
+        at = each.activations, each.table, options.state or each.headline_layer
+        columns = options.group or usable_groups(each.table)
+        if options.held and not options.group:
+            columns = columns_with(each.table, columns, options.held)
+        if not columns and not each.table.is_place:
+            raise InputError(f"{each.path} has no group to hold out. Run it with --group COLUMN.")
+        shared = columns_of(each) | {"seed": each.settings.seed, "reporter": reporter}
+        frames += [measure_groups(*at, column, held=options.held, **shared) for column in columns]
+        if each.table.is_place and not options.group:
+            cells = dict(cell_degrees=options.cell_degrees, buffer_km=options.buffer_km)
+            frames.append(measure_cells(*at, **cells, **shared))
+    return pd.concat(frames, ignore_index=True)
+
+
+def columns_with(table: EntityTable, columns: Sequence[str], held: Sequence[str]) -> tuple[str, ...]:
+    """The columns that have all of these labels. Raises InputError where none has."""
+    found = tuple(name for name in columns if set(held) <= set(np.asarray(table.groups[name]).astype(str)))
+    if not found:
+        named, among = ", ".join(map(repr, held)), ", ".join(columns) or "none"
+        raise InputError(
+            f"No group of table {table.name} has {named} (its groups: {among}). Take values of one column."
+        )
+    return found
+
+
+def figures(frame: pd.DataFrame) -> list:
+    """For each run: every group by the probe of all training rows, and by one that was fitted without the group."""
+    frame = one_number(frame)[lambda rows: rows["fit"] != "difference"]
+    # The cells' R2 is about the mean of all rows tested, which are its group.
+    rows = frame["held_out"].replace("", "(none)")  # places of no continent
+    frame = frame.assign(section=frame["group"].str.replace("_", " "), row=rows, kind=frame["fit"])
+    frame["metric"] = frame["metric"].replace("r2", "r2_block_mean")
+    kinds = {"nominal": "probe of all training rows", "held_out": "fitted without the group, or cells and buffer"}
+    return [dots("Groups that the probe never saw", called, part, kinds) for called, part in by_run(frame)]
+
+
+def measure_groups(
     activations: Mapping[str, np.ndarray],
     table: EntityTable,
     state: str,
@@ -28,13 +91,14 @@ def run(
     held: Sequence[str] = (),
     model: str = "",
     prompt: str = "",
+    run: str = "",
     seed: int = 0,
-    progress: Progress | None = None,
+    reporter: Progress | None = None,
 ) -> pd.DataFrame:
     """Each group's test rows by the probe of all training rows, and by one that was fitted without the group.
 
     Both choose their penalty by leave-one-out on their own training rows, so that they differ in these rows alone, and
-    the second one's penalty has not seen the group either. (A penalty made for unseen groups: path.hold_out_groups.)
+    the second one's penalty has not seen the group either.
 
     Args:
       activations: state -> [N, D], in the table's row order.
@@ -61,20 +125,20 @@ def run(
     nominal = fit_probe(x, table, ~test, state)
     base = nominal.predict(x[test])
     frames = []
-    with (progress or default_progress()).task(f"without each {group}", len(held), "groups") as advance:
+    with (reporter or Reporter()).task(f"without each {group}", len(held), "groups") as advance:
         for name in held:
             train, inside = ~test & (labels != name), (labels == name)[test]
             probe = fit_probe(x, table, train, f"{state} without {name}")
             both = np.stack([base, probe.predict(x[test])])
             found = _block_scores(table, both, inside, targets[train], seed)
             alphas = (nominal.alpha, probe.alpha, np.nan)
-            columns = dict(model=model, prompt=prompt, group=group, held_out=name, rows_test=int(inside.sum()))
+            columns = dict(model=model, prompt=prompt, run=run, group=group, held_out=name, rows_test=int(inside.sum()))
             frames += _three_fits(table, found, state, alphas, columns)
             advance(1)
     return pd.concat(frames, ignore_index=True)
 
 
-def run_spatial(
+def measure_cells(
     activations: Mapping[str, np.ndarray],
     table: EntityTable,
     state: str,
@@ -84,8 +148,9 @@ def run_spatial(
     folds: int = 5,
     model: str = "",
     prompt: str = "",
+    run: str = "",
     seed: int = 0,
-    progress: Progress | None = None,
+    reporter: Progress | None = None,
 ) -> pd.DataFrame:
     """All test rows by the probe of all training rows, and by probes that saw nothing near them.
 
@@ -93,11 +158,12 @@ def run_spatial(
     of the fold's cells and at least ``buffer_km`` from each of its test rows.
 
     Returns:
-      A tidy table as that of `run`, with ``group`` "cells of 5 degrees, 100 km" and ``held_out`` "each fold". Metrics
-      are r2 (about the mean of all test rows) and error_km_median; 95 % intervals by a bootstrap over whole cells.
+      A tidy table as that of `measure_groups`, with ``group`` "cells of 5 degrees, 100 km" and ``held_out`` "each
+      fold". Metrics are r2 (about the mean of all test rows) and error_km_median; 95 % intervals by a bootstrap over
+      whole cells.
 
     Raises:
-      InputError: a table without coordinates, a buffer that leaves nothing to fit on, and as `run`.
+      InputError: a table without coordinates, a buffer that leaves nothing to fit on, and as `measure_groups`.
     """
     if not table.is_place:
         raise InputError(f"Table {table.name} has no latitude and longitude as targets; spatial blocks need both.")
@@ -108,7 +174,7 @@ def run_spatial(
     nominal = fit_probe(x, table, ~test, state)
     both = np.stack([nominal.predict(x[test])] * 2)
     numbers = np.unique(fold[test])
-    with (progress or default_progress()).task("without cells", len(numbers), "folds") as advance:
+    with (reporter or Reporter()).task("without cells", len(numbers), "folds") as advance:
         for number in numbers:
             inside = test & (fold == number)
             far = nearest_km(*targets.T, *targets[inside].T) >= buffer_km
@@ -120,7 +186,7 @@ def run_spatial(
             advance(1)
     found = _score_fits(table, targets[test], both, seed, groups=cells[test])
     group = f"cells of {cell_degrees:g} degrees, {buffer_km:g} km"
-    columns = dict(model=model, prompt=prompt, group=group, held_out="each fold", rows_test=int(test.sum()))
+    columns = dict(model=model, prompt=prompt, run=run, group=group, held_out="each fold", rows_test=int(test.sum()))
     return pd.concat(_three_fits(table, found, state, (nominal.alpha, np.nan, np.nan), columns), ignore_index=True)
 
 

@@ -1,13 +1,17 @@
-"""What else would explain the score? Each control is one thing that a bare R2 does not rule out."""
+"""What else would explain the score? Spelling, groups, the last token, permuted targets, random weights.
+
+Each control is one thing that a bare R2 does not rule out.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.table import EntityTable
+from jaxprobe.experiments.base import by_run, dots, each_run, one_number
 from jaxprobe.experiments.baselines import (
     centre_groups,
     exchange_groups,
@@ -17,13 +21,75 @@ from jaxprobe.experiments.baselines import (
 )
 from jaxprobe.experiments.probe import fit_probe, fitted_targets, in_target_units
 from jaxprobe.experiments.tables import require_states, score_metrics, tidy_scores
+from jaxprobe.extract.extraction import extract_states
+from jaxprobe.host.paths import AnyPath
+from jaxprobe.host.progress import Progress
+from jaxprobe.models.load import DTYPES, LanguageModel, fit_mesh
+from jaxprobe.models.placement import place
+from jaxprobe.models.transformer import random_llama
 from jaxprobe.probes.metrics import Interval, paired_difference, r2, score
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
+from jaxprobe.results.results import Run
 
 PERMUTATIONS = 19  # the fewest that can give a p-value of 0.05
 
 
-def run(
+@dataclass(frozen=True)
+class Options:
+    """What is looked at, and beside what."""
+
+    state: str | None = None
+    """The state to look at; default: each run's headline layer."""
+    random_weights: bool = False
+    """Run the same architecture with random weights as well."""
+
+
+def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.DataFrame:
+    """`measure` for each run; with random weights the architecture is run once more.
+
+    Raises:
+      InputError: a run without states; with random weights, a model that is not there or has other weights than the run
+        was made from; and as `measure`.
+    """
+    frames = []
+    for each in list(each_run(runs, "open", reporter)):  # reading states with random weights shows its own tasks
+        state = options.state or each.headline_layer
+        random = random_states(each, state, reporter) if options.random_weights else None
+        at = each.activations, each.table, state
+        frames.append(
+            measure(*at, random_weights=random, model=each.model, prompt=each.prompt, seed=each.settings.seed).assign(
+                run=str(each.path)
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def random_states(run: Run, state: str, reporter: Progress | None = None) -> Mapping[str, np.ndarray]:
+    """The state of every entity of a run by its model's architecture with random weights, seeded, in memory."""
+    settings, layer = run.settings, int(state) if state.isdecimal() else None
+    files = run.open_model(state)
+    mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
+    files = fit_mesh(files, mesh, settings.replicate_kv)
+    weights = random_llama(files.config, mesh, DTYPES[settings.dtype], settings.seed)
+    model = LanguageModel(files, weights, mesh, settings.dtype)
+    kept = () if layer is None else (layer,)
+    options = {"layers": kept, "final_norm": state == "final_norm", "seed": settings.seed, "progress": reporter}
+    return extract_states(model, run.table, settings.prompt, **options)
+
+
+def figures(frame: pd.DataFrame) -> list:
+    """For each run: R2 of the probe beside that of each control."""
+    from jaxprobe.report.control_section import describe_control
+
+    frame = one_number(frame, "r2")
+    names = [describe_control(*pair)[0] for pair in zip(frame["control"], frame["resampled"], strict=True)]
+    kind = frame["control"].eq("none").map({True: "probe", False: "control"})
+    frame = frame.assign(section="", row=names, kind=kind).sort_values("kind", ascending=False, kind="stable")
+    kinds = {"probe": "the probe", "control": "a control"}
+    return [dots("The probe beside its controls", called, part, kinds) for called, part in by_run(frame)]
+
+
+def measure(
     activations: Mapping[str, np.ndarray],
     table: EntityTable,
     state: str,
@@ -70,10 +136,13 @@ def run(
     if random_weights is not None:
         predicted, alpha = _predict(random_weights, table, [state])
         fixed["random_weights"] = state, predicted[state], alpha[state]
-    lexical = predict_from_ngrams(table.texts, table.targets, table.is_test, seed)
-    fixed["ngrams"] = "", lexical.predictions, lexical.alpha
+    # Fitted on what the probe is fitted on: the means of degrees and of points on the sphere are other places.
+    fitted = fitted_targets(table)
+    lexical = predict_from_ngrams(table.texts, fitted, table.is_test, seed)
+    fixed["ngrams"] = "", in_target_units(table, lexical.predictions), lexical.alpha
     for group, labels in _groups(table):
-        fixed[f"group_mean_{group}"] = "", predict_group_means(labels, table.targets, table.is_test), np.nan
+        means = predict_group_means(labels, fitted, table.is_test)
+        fixed[f"group_mean_{group}"] = "", in_target_units(table, means), np.nan
     frames = [
         *_against(table, fixed, seed),
         *_by_group(table, state, predictions[state], alphas[state], seed),

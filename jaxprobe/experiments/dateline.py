@@ -1,27 +1,65 @@
-"""Places as points on the sphere: a target in degrees breaks at the dateline, where -180 and 180 are one place."""
+"""Does the dateline matter? Places fitted as points on the sphere, which has none, beside places fitted as degrees.
 
-from collections.abc import Mapping
-from dataclasses import replace
+A target in degrees breaks at the dateline, where -180 and 180 are one place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.base import by_run, columns_of, dots, each_run, one_number
 from jaxprobe.experiments.probe import fit_probe
 from jaxprobe.experiments.tables import require_states, tidy_scores
+from jaxprobe.host.paths import AnyPath
+from jaxprobe.host.progress import Progress
 from jaxprobe.probes.metrics import Interval, paired_difference, score
 
 METRICS = ("r2", "error_km_median", "error_km_mean")
 
 
-def run(
+@dataclass(frozen=True)
+class Options:
+    """What is looked at."""
+
+    state: str | None = None
+    """The state to look at; default: each run's headline layer."""
+
+
+def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.DataFrame:
+    """`measure` for each run. Raises InputError where a run keeps no states, and as `measure`."""
+    frames = [
+        measure(
+            each.activations,
+            each.table,
+            options.state or each.headline_layer,
+            seed=each.settings.seed,
+            **columns_of(each),
+        )
+        for each in each_run(runs, "dateline", reporter)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def figures(frame: pd.DataFrame) -> list:
+    """For each run: probes of degrees and of points on the sphere."""
+    frame = one_number(frame)[lambda rows: rows["target_form"] != "difference"]
+    kinds = {"degrees": "fitted on degrees", "unit_vector": "fitted on points of the sphere"}
+    frame = frame.assign(section="", row=frame["target_form"].map(kinds), kind=frame["target_form"])
+    return [dots("Does the dateline matter?", called, part, kinds) for called, part in by_run(frame)]
+
+
+def measure(
     activations: Mapping[str, np.ndarray],
     table: EntityTable,
     state: str,
     *,
     model: str = "",
     prompt: str = "",
+    run: str = "",
     seed: int = 0,
 ) -> pd.DataFrame:
     """A probe of the three coordinates of a place on the unit sphere beside one of its two degrees.
@@ -56,5 +94,6 @@ def run(
     frames = []
     for form, scores in found.items():
         alpha = probes[form].alpha if form in probes else np.nan
-        frames.append(tidy_scores(table, scores, [state], alpha, model=model, prompt=prompt, target_form=form))
+        columns = dict(model=model, prompt=prompt, run=run, target_form=form)
+        frames.append(tidy_scores(table, scores, [state], alpha, **columns))
     return pd.concat(frames, ignore_index=True)

@@ -1,17 +1,87 @@
 """Does a probe of one prompt read another one's states? Trained on each prompt, tested on each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.experiments.base import each_run, matrix, one_number
 from jaxprobe.experiments.probe import fit_probe
-from jaxprobe.experiments.tables import require_states, score_beside, tidy_scores
+from jaxprobe.experiments.tables import require_states, same_rows, score_beside, tidy_scores
+from jaxprobe.host.paths import AnyPath
+from jaxprobe.host.progress import Progress
+from jaxprobe.results.results import Run
 
 
-def run(
+@dataclass(frozen=True)
+class Options:
+    """What is looked at."""
+
+    state: str | None = None
+    """The state to look at; default: the headline layer of the first run."""
+
+
+def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.DataFrame:
+    """`measure` over runs of one table and model under different prompts.
+
+    Raises:
+      InputError: a run without states, runs that differ in more than the prompt, and as `measure`.
+    """
+    opened = list(each_run(runs, "open", reporter))
+    first = opened[0]
+    problems = [
+        f"{run.path} and {first.path} differ in {', '.join(differing)}. Take runs that differ in the prompt only."
+        for run in opened[1:]
+        if (differing := _differing(run, first))
+    ]
+    named = [run.prompt for run in opened]
+    problems += [
+        f"{named.count(name)} runs have prompt {name!r}. Take one of them."
+        for name in dict.fromkeys(named)
+        if named.count(name) > 1
+    ]
+    if problems:
+        raise InputError(*problems)
+    activations = {run.prompt: run.activations for run in opened}
+    frame = measure(
+        activations, first.table, options.state or first.headline_layer, model=first.model, seed=first.settings.seed
+    )
+    return frame.assign(run=frame["prompt"].map({run.prompt: str(run.path) for run in opened}))
+
+
+def _differing(run: Run, other: Run) -> list[str]:
+    """What two runs differ in that is not the prompt, with the values where they are short."""
+    found = [("model", run.model, other.model), ("table", run.table.name, other.table.name)]
+    found += [(name, getattr(run.settings, name), getattr(other.settings, name)) for name in ("dtype", "unit_vectors")]
+    words = [f"{name} ({here}, {there})" for name, here, there in found if here != there]
+    weights = [each.config.get("inputs", {}).get("weights_sha256") for each in (run, other)]
+    if not words and None not in weights and weights[0] != weights[1]:
+        words.append("the model's weights")
+    if not words and not same_rows(run.table, other.table):
+        words.append(f"rows ({len(run.table):,}, {len(other.table):,}), their targets or their split")
+    return words
+
+
+def figures(frame: pd.DataFrame) -> list:
+    """For each model and table the matrix of training and testing prompts, raw and with the mean shift removed."""
+    from jaxprobe.report.matrix_figure import draw_matrices
+    from jaxprobe.report.phrases import layer_title
+
+    names, drawn = {"raw": "States as they are", "recentred": "Mean shift removed"}, []
+    for (model, dataset), part in one_number(frame, "r2").groupby(["model", "dataset"], sort=False):
+        panels = {
+            names[centring]: matrix(each, "train_prompt", "prompt")
+            for centring, each in part.groupby("centring", sort=False)
+        }
+        subtitle = f"{model} · {dataset} · {layer_title(part['layer'].iloc[0])}"
+        drawn.append(draw_matrices(panels, "One prompt's probe on another's states", subtitle, "prompt"))
+    return drawn
+
+
+def measure(
     prompts: Mapping[str, Mapping[str, np.ndarray]],
     table: EntityTable,
     state: str,

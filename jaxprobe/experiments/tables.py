@@ -40,6 +40,11 @@ def tidy_scores(
     return frame[first + [name for name in frame if name not in first]]
 
 
+def same_rows(a: EntityTable, b: EntityTable) -> bool:
+    """Whether two tables have the same entities with the same targets on the same sides of the split."""
+    return a.texts == b.texts and np.array_equal(a.targets, b.targets) and np.array_equal(a.is_test, b.is_test)
+
+
 def score_metrics(table: EntityTable) -> tuple[str, ...]:
     """The metrics that an experiment reports: R2 and, for places, the median error in km."""
     return ("r2", "error_km_median") if table.is_place else ("r2",)

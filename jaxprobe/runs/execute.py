@@ -92,7 +92,7 @@ def _probe_stored(prepared: Prepared, reporter: Reporter, model: Load) -> tuple[
     if not is_main():
         return probes, None
     with reporter.task("controls", 1, "layer") as advance:
-        controlled = controls.run(activations, prepared.table, probes.headline, **options)
+        controlled = controls.measure(activations, prepared.table, probes.headline, **options)
         advance(1)
     return probes, controlled
 

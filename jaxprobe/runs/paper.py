@@ -16,7 +16,9 @@ from jaxprobe.cost.counts import forward_operations, forward_seconds
 from jaxprobe.data.catalog import list_datasets
 from jaxprobe.data.prompts import list_prompts
 from jaxprobe.errors import InputError
-from jaxprobe.experiments import registry as experiment
+from jaxprobe.experiments import blocks, controls, entity_types, layers, registry
+from jaxprobe.experiments import prompts as prompt_transfer
+from jaxprobe.experiments.base import write_rows, write_table
 from jaxprobe.extract.store.writer import check_space
 from jaxprobe.host.paths import AnyPath, as_path
 from jaxprobe.host.progress import Reporter, default_reporter, in_words
@@ -81,11 +83,12 @@ def run_paper(
     reporter = reporter or default_reporter()
     runs = run_all(configs, reporter)
     tables = run_experiments(runs, reporter, random_weights)
-    tables["paper"] = pd.DataFrame([compare(Run(path), tables) for path in runs])
     for name, frame in tables.items():
-        reporter.say(f"{name}: {experiment.write_table(name, frame, out)}")
+        reporter.say(f"{name}: {write_table(registry.load(name), frame, out)}")
+    beside = pd.DataFrame([compare(Run(path), tables) for path in runs])
+    reporter.say(f"paper: {write_rows('paper', beside, out)}")
     reporter.say(DIFFERENCES)
-    return tables["paper"]
+    return beside
 
 
 def run_experiments(runs: Sequence[AnyPath], reporter: Reporter, random_weights: bool) -> dict[str, pd.DataFrame]:
@@ -96,15 +99,16 @@ def run_experiments(runs: Sequence[AnyPath], reporter: Reporter, random_weights:
     # Hold-outs fit some tens of probes, so they look at each table's first prompt only.
     first = [several[0] for several in by_table.values()]
     typed = [path for path in first if "entity_type" in Run(path).groups]
+    several = [paths for paths in by_table.values() if len(paths) > 1]
     found = {
-        "layers": [experiment.layers(runs, reporter)],
-        "prompts": [experiment.transfer(paths, progress=reporter) for paths in by_table.values() if len(paths) > 1],
-        "blocks": [experiment.hold_out(first, progress=reporter)],
-        "entity_types": [experiment.types(typed, progress=reporter)] if typed else [],
+        "layers": [layers.run(runs, layers.Options(), reporter)],
+        "prompts": [prompt_transfer.run(paths, prompt_transfer.Options(), reporter) for paths in several],
+        "blocks": [blocks.run(first, blocks.Options(), reporter)],
+        "entity_types": [entity_types.run(typed, entity_types.Options(), reporter)] if typed else [],
         "controls": [
-            experiment.control([path], random_weights=True, progress=reporter)
+            controls.run([path], controls.Options(random_weights=True), reporter)
             if random_weights and path in first
-            else Run(path).controls
+            else Run(path).controls.assign(run=str(path))
             for path in runs
         ],
     }

@@ -18,7 +18,7 @@ from tests.experiments.worlds import letters, make_table, planted, select
 
 def test_held_out_scores_are_those_of_a_refit():
     state, table = planted(np.random.default_rng(0), rows=200, noise=1.0)
-    frame = blocks.run({"1": state}, table, "1", "kind", model="m", prompt="p")
+    frame = blocks.measure_groups({"1": state}, table, "1", "kind", model="m", prompt="p")
     test, y, labels = table.is_test, table.targets, table.groups["kind"]
     assert set(frame["held_out"]) == set(labels)
     for name in ("a", "d"):
@@ -58,7 +58,7 @@ def test_a_planted_group_shift_is_found():
     targets = table.targets + np.where(inside, 10.0, 0.0)[:, None]
     state = state + np.where(inside, 30.0, 0.0)[:, None] * rng.normal(size=(1, state.shape[1]))
     shifted = make_table(targets, table.groups)
-    frame = blocks.run({"0": state.astype(np.float32)}, shifted, "0", "kind", held=["a", "b"])
+    frame = blocks.measure_groups({"0": state.astype(np.float32)}, shifted, "0", "kind", held=["a", "b"])
     cell = lambda name, fit, metric: select(frame, held_out=name, fit=fit, metric=metric, target="mean")
     assert cell("b", "nominal", "r2_block_mean")["value"] > 0.8
     assert cell("b", "difference", "r2_block_mean")["ci_high"] < -1
@@ -105,9 +105,9 @@ def test_spatial_blocks_tell_a_map_from_a_list_of_cells():
     table, states = spatial_world(np.random.default_rng(5))
     cell = lambda frame, fit: select(frame, fit=fit, metric="r2", target="mean")
     options = dict(cell_degrees=10.0, buffer_km=50.0)
-    straight = blocks.run_spatial(states, table, "map", **options)
+    straight = blocks.measure_cells(states, table, "map", **options)
     assert cell(straight, "held_out")["value"] > 0.9 and cell(straight, "nominal")["value"] > 0.9
-    listed = blocks.run_spatial(states, table, "cell", **options)
+    listed = blocks.measure_cells(states, table, "cell", **options)
     assert cell(listed, "nominal")["value"] > 0.3 and cell(listed, "held_out")["value"] < 0.05
     assert cell(listed, "difference")["ci_high"] < 0
 
@@ -125,7 +125,7 @@ def test_spatial_predictions_are_those_of_refits_outside_of_cells_and_buffer():
         assert (nearest_km(*y[rows].T, *y[out].T) >= 300).all()
         fit = fit_ridge(x[None, rows].astype(np.float32), y[rows])
         predicted[out] = Ridge(fit.alpha[0]).fit(x[rows], y[rows]).predict(x[out])
-    frame = blocks.run_spatial(states, table, "map", cell_degrees=10.0, buffer_km=300.0, folds=3)
+    frame = blocks.measure_cells(states, table, "map", cell_degrees=10.0, buffer_km=300.0, folds=3)
     found = select(frame, fit="held_out", metric="r2", target="mean")["value"]
     assert found == pytest.approx(r2_score(y[test], predicted[test]), abs=1e-4)
 
@@ -133,7 +133,7 @@ def test_spatial_predictions_are_those_of_refits_outside_of_cells_and_buffer():
 def test_types_are_scored_as_by_scikit_learn():
     rng = np.random.default_rng(7)
     state, table = planted(rng, rows=240, groups=3)
-    frame = entity_types.run({"0": state}, table, "0", "kind")
+    frame = entity_types.measure({"0": state}, table, "0", "kind")
     labels, test, y = table.groups["kind"], table.is_test, table.targets
     chosen = {"a": labels == "a", "others": labels != "b", "all": np.ones(240, bool)}
     for trained, rows in chosen.items():
@@ -150,7 +150,7 @@ def test_a_type_with_a_map_of_its_own_is_found():
     rng = np.random.default_rng(8)
     state, table = planted(rng, groups=3)
     turned = np.where((table.groups["kind"] == "c")[:, None], -state, state)
-    frame = entity_types.run({"0": turned}, table, "0", "kind")
+    frame = entity_types.measure({"0": turned}, table, "0", "kind")
     cell = lambda train, test: select(frame, train_on=train, test_on=test, metric="r2", target="mean")["value"]
     assert cell("a", "b") > 0.9 and cell("c", "c") > 0.9 and cell("others", "c") < -1
 
@@ -164,11 +164,31 @@ def test_in_noise_a_hold_out_is_found_worse_no_more_often_than_its_interval_says
         labels, is_test = letters(np.arange(120) % 2), np.arange(120) % 4 < 2
         table = make_table(rng.normal(size=(120, 1)), {"kind": labels}, is_test)
         state = rng.normal(size=(120, 3)).astype(np.float32)
-        frame = blocks.run({"0": state}, table, "0", "kind", held=["a"], seed=seed)
+        frame = blocks.measure_groups({"0": state}, table, "0", "kind", held=["a"], seed=seed)
         row = select(frame, fit="held_out", metric="r2_block_mean", target="mean")
         worse += row["ci_low"] > 0
     # A 95 % interval lies above the truth at most once in 40; noise has no R2 above 0 in truth.
     assert worse <= binom.ppf(0.9995, tried, 0.025)
+
+
+def test_a_type_may_be_called_all_or_others():
+    rng = np.random.default_rng(15)
+    state, table = planted(rng, groups=3)
+    plain = entity_types.measure({"0": state}, table, "0", "kind")
+    names = {"a": "others", "b": "all", "c": "c"}
+    labels = np.array([names[label] for label in table.groups["kind"]], object)
+    renamed = entity_types.measure({"0": state}, make_table(table.targets, {"kind": labels}), "0", "kind")
+    keys = ["train_kind", "train_on", "test_on", "metric", "target"]
+    expected = plain.assign(
+        train_on=plain["train_on"].where(plain["train_kind"] != "type", plain["train_on"].map(names)),
+        test_on=plain["test_on"].map(names),
+    )
+    found = renamed.set_index(keys).sort_index()["value"]
+    np.testing.assert_array_equal(found, expected.set_index(keys).sort_index()["value"].reindex(found.index))
+    (figure,) = entity_types.figures(renamed.assign(run="r", model="m", prompt="p"))
+    (rows, *_), columns = figure.axes, [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert sorted(columns) == ["all", "c", "others"]
+    assert [label.get_text() for label in rows.get_yticklabels()] == [*columns, "all other types", "all types"]
 
 
 BAD = {
@@ -188,19 +208,19 @@ def test_groups_that_cannot_be_held_out_are_refused(case):
     kind[1], kind[[0, 4, 8]] = "single", "tested"
     table = make_table(table.targets, {"kind": kind, "same": np.full(80, "x", object)})
     with pytest.raises(InputError, match=message):
-        blocks.run({"0": state}, table, "0", **options)
+        blocks.measure_groups({"0": state}, table, "0", **options)
     # Left to itself it takes those that can be, and only those.
-    frame = blocks.run({"0": state}, table, "0", "kind")
+    frame = blocks.measure_groups({"0": state}, table, "0", "kind")
     assert not {"single", "tested"} & set(frame["held_out"])
 
 
 def test_spatial_blocks_need_places_and_rows_to_fit_on():
     state, table = planted(np.random.default_rng(10), rows=60)
     with pytest.raises(InputError, match="no latitude and longitude"):
-        blocks.run_spatial({"0": state}, table, "0")
+        blocks.measure_cells({"0": state}, table, "0")
     world, states = spatial_world(np.random.default_rng(11), 60)
     with pytest.raises(InputError, match="A buffer of 30000 km leaves 0 training rows"):
-        blocks.run_spatial(states, world, "map", buffer_km=30000.0)
+        blocks.measure_cells(states, world, "map", buffer_km=30000.0)
 
 
 def test_equal_predictions_know_nothing_of_proximity():

@@ -8,7 +8,7 @@ from scipy.stats import binom
 from sklearn.metrics import r2_score
 
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.comparison import Predicted, compare_headlines, compare_states
+from jaxprobe.experiments.layers import Predicted, compare_headlines, compare_states
 from tests.experiments.worlds import letters, make_table, select
 
 

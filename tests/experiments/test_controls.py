@@ -31,7 +31,7 @@ def test_the_probe_and_embed_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     state, table = planted(rng)
     activations = {"embed": rng.normal(size=state.shape).astype(np.float32) + state / 5, "3": state}
-    frame = controls.run(activations, table, "3", model="m", prompt="p")
+    frame = controls.measure(activations, table, "3", model="m", prompt="p")
     test, values = table.is_test, {}
     for control, layer in (("none", "3"), ("embed", "embed")):
         alphas = fit_ridge(activations[layer][None, ~test], table.targets[~test]).alphas[0]
@@ -109,7 +109,7 @@ def test_exchanged_groups_have_another_groups_mean_and_their_own_spread():
 
 def test_a_planted_map_passes_its_controls():
     state, table = planted(np.random.default_rng(4))
-    frame = controls.run({"0": state}, table, "0")
+    frame = controls.measure({"0": state}, table, "0")
     cell = lambda **wanted: select(frame, target="mean", **wanted)["value"]
     assert cell(control="none", metric="r2", resampled="rows") > 0.9
     assert cell(control="ngrams", metric="r2") < 0.05 and cell(control="group_mean_kind", metric="r2") < 0.05
@@ -125,7 +125,7 @@ def test_a_probe_that_only_knows_the_group_is_found_out():
     means, signs = 3 * rng.normal(size=(8, 2)), rng.normal(size=(8, width))
     table = make_table(means[code] + rng.normal(size=(400, 2)) / 2, {"kind": letters(code)})
     state = (signs[code] + rng.normal(size=(400, width)) / 10).astype(np.float32)
-    frame = controls.run({"0": state}, table, "0")
+    frame = controls.measure({"0": state}, table, "0")
     cell = lambda **wanted: select(frame, target="mean", **wanted)["value"]
     real = cell(control="none", metric="r2", resampled="rows")
     assert real > 0.9 and cell(control="permuted_kind", metric="r2") > 0.9
@@ -137,7 +137,7 @@ def test_a_probe_that_only_knows_the_group_is_found_out():
 def test_within_group_r2_and_its_interval_by_hand():
     rng = np.random.default_rng(6)
     state, table = planted(rng, rows=400, noise=1.0, groups=20)
-    frame = controls.run({"0": state}, table, "0")
+    frame = controls.measure({"0": state}, table, "0")
     test, labels = table.is_test, table.groups["kind"][table.is_test]
     probe = fit_ridge(state[None, ~test], table.targets[~test])
     predicted, truth = predict_layer(probe, 0, state[test]), table.targets[test]
@@ -163,7 +163,7 @@ def test_a_row_alone_in_its_group_is_not_one_group_more():
     labels = rng.integers(5, size=400)
     labels[table.is_test] = np.concatenate([np.arange(5, 25), np.arange(80) % 5])
     table = replace(table, groups={"kind": letters(labels)})
-    frame = controls.run({"0": state}, table, "0")
+    frame = controls.measure({"0": state}, table, "0")
     whole = select(frame, control="none", metric="r2", target="mean", resampled="kind")
     inside = select(frame, control="within_kind", metric="r2", target="mean")
     assert np.isfinite(whole["ci_low"]) and np.isfinite(inside["value"]) and np.isnan(inside["ci_low"])
@@ -202,12 +202,12 @@ def test_intervals_cover_the_score_in_the_population():
 def test_columns_that_say_nothing_are_left_out_and_wrong_states_refused():
     state, table = planted(np.random.default_rng(7), rows=40)
     one = make_table(table.targets, {"same": np.full(40, "x"), "each": letters(np.arange(40))})
-    frame = controls.run({"0": state}, one, "0")
+    frame = controls.measure({"0": state}, one, "0")
     assert "group_mean_each" in set(frame["control"]) and "group_mean_same" not in set(frame["control"])
     with pytest.raises(InputError, match="State '9' is not there; found 0"):
-        controls.run({"0": state}, table, "9")
+        controls.measure({"0": state}, table, "9")
     with pytest.raises(InputError, match="State '0' has 10 rows; the table has 40"):
-        controls.run({"0": state[:10]}, table, "0")
+        controls.measure({"0": state[:10]}, table, "0")
 
 
 def p_value_of(rng, groups, targets):

@@ -27,7 +27,7 @@ def test_a_world_across_the_dateline_needs_unit_vectors():
     table = make_table(places, places=True)
     state = unit_vectors(*places.T) @ rng.normal(size=(3, 8)) + rng.normal(size=(400, 8)) / 20
     state = state.astype(np.float32)
-    frame = dateline.run({"0": state}, table, "0", model="m", prompt="p")
+    frame = dateline.measure({"0": state}, table, "0", model="m", prompt="p")
     cell = lambda form: select(frame, target_form=form, metric="error_km_median")
     assert cell("unit_vector")["value"] < 500 < 2000 < cell("degrees")["value"]
     assert cell("difference")["ci_high"] < -1500
@@ -42,4 +42,4 @@ def test_a_world_across_the_dateline_needs_unit_vectors():
 def test_other_targets_are_refused():
     state, table = planted(np.random.default_rng(2), rows=40)
     with pytest.raises(InputError, match="no latitude and longitude"):
-        dateline.run({"0": state}, table, "0")
+        dateline.measure({"0": state}, table, "0")

@@ -21,7 +21,7 @@ def shifted_world(seed=0):
 
 def test_the_matrix_is_that_of_scikit_learn():
     states, table = shifted_world()
-    frame = prompts.run(states, table, "2", model="m")
+    frame = prompts.measure(states, table, "2", model="m")
     assert len(frame) == 3 * 3 * 2 * 3 + 6 * 2 * 3  # r2 of two targets and their mean; differences off the diagonal
     test = table.is_test
     for trained in states:
@@ -48,7 +48,7 @@ def test_the_matrix_is_that_of_scikit_learn():
 
 def test_a_planted_shift_is_undone_by_centring_and_a_turned_map_is_not():
     states, table = shifted_world()
-    frame = prompts.run(states, table, "2")
+    frame = prompts.measure(states, table, "2")
     cell = lambda tested, centring: select(
         frame, train_prompt="a", prompt=tested, centring=centring, metric="r2", target="mean"
     )["value"]
@@ -60,6 +60,6 @@ def test_a_planted_shift_is_undone_by_centring_and_a_turned_map_is_not():
 def test_one_prompt_and_missing_states_are_refused():
     states, table = shifted_world()
     with pytest.raises(InputError, match="Transfer needs two prompts or more; found a"):
-        prompts.run({"a": states["a"]}, table, "2")
+        prompts.measure({"a": states["a"]}, table, "2")
     with pytest.raises(InputError, match="State '5' is not there; found 2"):
-        prompts.run(states, table, "5")
+        prompts.measure(states, table, "5")

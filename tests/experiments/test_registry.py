@@ -1,6 +1,8 @@
 """Experiments, predictions and the paper's tables on whole runs of a tiny model, as a user calls them."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +13,10 @@ from sklearn.metrics import r2_score
 
 from jaxprobe.cli import main as cli
 from jaxprobe.errors import InputError
-from jaxprobe.experiments import blocks, controls
-from jaxprobe.experiments import registry as experiment
+from jaxprobe.experiments import base, blocks, controls, dateline, entity_types, layers, prompts, registry
 from jaxprobe.extract.store.reader import open_activations
 from jaxprobe.host.progress import Reporter
+from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.paper import PUBLISHED, load, plan_runs, run_all, run_paper
 from jaxprobe.runs.predict import conformal_width, predict
@@ -65,14 +67,28 @@ def runs(model, tables, tmp_path_factory):
     ]
 
 
+def table_of(experiment, *paths, **options):
+    return experiment.run(paths, experiment.Options(**options), Reporter())
+
+
+def test_an_experiment_has_one_name_and_says_what_it_asks():
+    assert base.name_of(entity_types) == "entity_types" and registry.load("entity_types") is entity_types
+    for name in registry.EXPERIMENTS:
+        experiment = registry.load(name)
+        assert base.name_of(experiment) == name and 20 < len(registry.summary(experiment)) < 240
+        assert experiment.Options() == experiment.Options()  # every option has a default
+    code = "import sys, jaxprobe.experiments.registry; print('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
     world = runs[0]
     cli.main(["experiment", "blocks", str(world), "--group", "country"])
     written = pd.read_parquet(world / "experiments" / "blocks.parquet")
-    opened = experiment.open_run(world)
+    opened = Run(world)
     states = open_activations(world / "activations")
-    names = dict(model=opened.model, prompt="empty", seed=0)
-    expected = blocks.run(states, opened.table, opened.headline, "country", **names)
+    names = dict(model=opened.model, prompt="empty", seed=0, run=str(world))
+    expected = blocks.measure_groups(states, opened.table, opened.headline_layer, "country", **names)
     pd.testing.assert_frame_equal(written, expected)
     csv = pd.read_csv(world / "experiments" / "blocks.csv")
     np.testing.assert_allclose(csv["value"], expected["value"])
@@ -81,13 +97,14 @@ def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
 
 
 def test_a_run_writes_the_controls_of_its_headline_layer(runs):
-    opened = experiment.open_run(runs[2])
-    written = opened.directory.read_controls()
+    opened = Run(runs[2])
+    written = opened.controls
     names = dict(model=opened.model, prompt="empty")
-    pd.testing.assert_frame_equal(written, controls.run(opened.activations, opened.table, opened.headline, **names))
+    at = opened.activations, opened.table, opened.headline_layer
+    pd.testing.assert_frame_equal(written, controls.measure(*at, **names))
     assert {"none", "ngrams", "permuted", "group_mean_decade", "within_creator"} <= set(written["control"])
     # The probe's own row is the one in the scores.
-    score = opened.directory.read_scores().query("layer == @opened.headline and split == 'test' and metric == 'r2'")
+    score = opened.scores.query("layer == @opened.headline_layer and split == 'test' and metric == 'r2'")
     ours = written.query("control == 'none' and resampled == 'rows' and metric == 'r2'")
     np.testing.assert_allclose(ours["value"], score["value"], atol=SAME_PROBE)
     np.testing.assert_allclose(ours["ci_low"], score["ci_low"], atol=SAME_PROBE)
@@ -119,28 +136,28 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
 
 def test_depth_is_of_the_whole_model_whatever_was_read(model, tables, tmp_path):
     read = run(RunConfig(model, "art", tmp_path / "run", data_dir=tables, mesh="data=1", layers=(0,))).path
-    frame = experiment.layers([read])
+    frame = table_of(layers, read)
     assert frame.loc[frame["layer"] == "0", "depth"].to_numpy() == pytest.approx(1 / 3)  # the model has three blocks
 
 
 def test_labels_to_hold_out_choose_their_columns(runs):
-    table = experiment.open_run(runs[0]).table
+    table = Run(runs[0]).table
     both = replace(table, groups=dict(table.groups) | {"half": np.where(np.arange(80) // 4 % 2, "Paris", "Atlantis")})
-    columns = experiment.usable_groups(both)
+    columns = base.usable_groups(both)
     assert set(columns) >= {"country", "half"}
     label = table.groups["country"][0]
-    assert experiment._columns_with(both, columns, ["Atlantis"]) == ("half",)
-    assert "country" in experiment._columns_with(both, columns, [label])
+    assert blocks.columns_with(both, columns, ["Atlantis"]) == ("half",)
+    assert "country" in blocks.columns_with(both, columns, [label])
     assert "No group of table world_place has 'Rio' (its groups: " in refused(
-        lambda: experiment.hold_out([runs[0]], held=["Rio"])
+        lambda: table_of(blocks, runs[0], held=("Rio",))
     )
 
 
 def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trained(runs):
-    opened = experiment.open_run(runs[0])
-    random = experiment.random_states(opened.config, opened.table, "1")["1"]
+    opened = Run(runs[0])
+    random = controls.random_states(opened, "1")["1"]
     assert random.shape == opened.activations["1"].shape and np.abs(random - opened.activations["1"]).max() > 0.01
-    frame = experiment.control([runs[0]], state="1", random_weights=True)
+    frame = table_of(controls, runs[0], state="1", random_weights=True)
     row = frame.query("control == 'random_weights' and metric == 'r2' and target == 'mean'").iloc[0]
     test, targets = opened.table.is_test, opened.table.targets
     probe = Ridge(row["alpha"]).fit(random[~test].astype(np.float64), targets[~test])
@@ -149,44 +166,44 @@ def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trai
 
 def test_predictions_for_test_rows_are_those_of_the_run(runs):
     for path in (runs[1], runs[2]):
-        opened = experiment.open_run(path)
-        stored = opened.directory.read_predictions().query("layer == @opened.headline").iloc[:3]
+        opened = Run(path)
+        stored = opened.predictions.query("layer == @opened.headline_layer").iloc[:3]
         texts = [opened.table.texts[row] for row in stored["row"]]
         frame = predict(path, texts)
         for target in opened.table.target_names:
             # The states come from another batch, in float32.
             np.testing.assert_allclose(frame[target], stored[f"predicted_{target}"], rtol=1e-4, atol=1e-3)
         if opened.table.is_place:
-            errors = opened.directory.read_predictions().query("layer == @opened.headline")["error_km"]
+            errors = opened.predictions.query("layer == @opened.headline_layer")["error_km"]
             assert frame["radius_km"].nunique() == 1
             # 20 test rows: the 19th smallest of their errors.
             assert frame["radius_km"][0] == pytest.approx(np.sort(errors)[18], rel=1e-5)
         else:
             half = (frame["release_date_high"] - frame["release_date_low"]) / 2
-            found = opened.directory.read_predictions().query("layer == @opened.headline")
+            found = opened.predictions.query("layer == @opened.headline_layer")
             errors = np.abs(found["predicted_release_date"] - opened.table.targets[found["row"], 0])
             np.testing.assert_allclose(half, np.sort(errors)[18], rtol=1e-4)
 
 
 def test_unit_vectors_are_fitted_and_degrees_come_back(model, tables, tmp_path):
     config = RunConfig(model, "world_place", tmp_path / "run", data_dir=tables, mesh="data=1", unit_vectors=True)
-    opened = experiment.open_run(run(config).path)
-    table, headline = opened.table, opened.headline
+    opened = Run(run(config).path)
+    table, headline = opened.table, opened.headline_layer
     x, test = opened.activations[headline].astype(np.float64), table.is_test
     latitude, longitude = np.radians(table.targets.T)
     points = np.stack(
         [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
     )
-    scores = opened.directory.read_scores().query("layer == @headline and split == 'test' and metric == 'r2'")
+    scores = opened.scores.query("layer == @headline and split == 'test' and metric == 'r2'")
     probe = Ridge(scores["alpha"].iloc[0]).fit(x[~test], points[~test])
     east, north, up = probe.predict(x[test]).T
     expected = np.degrees([np.arctan2(up, np.hypot(east, north)), np.arctan2(north, east)]).T
-    stored = opened.directory.read_predictions().query("layer == @headline")
+    stored = opened.predictions.query("layer == @headline")
     np.testing.assert_allclose(stored[["predicted_latitude", "predicted_longitude"]], expected, rtol=1e-3, atol=0.02)
     mean = scores.loc[scores["target"] == "mean", "value"].item()
     assert mean == pytest.approx(r2_score(table.targets[test], expected), abs=1e-4)
     # The controls and a prediction for a name are those of the same probe.
-    controlled = opened.directory.read_controls()
+    controlled = opened.controls
     real = controlled.query("control == 'none' and resampled == 'rows' and metric == 'r2' and target == 'mean'")
     assert real["value"].item() == pytest.approx(mean, abs=SAME_PROBE)
     permuted = controlled.query("control == 'permuted' and metric == 'r2' and target == 'mean'")
@@ -257,18 +274,18 @@ def refused(call):
 
 def test_runs_that_cannot_be_used_are_refused_with_the_command_that_helps(runs, tmp_path):
     world, _, art = runs
-    assert "Take runs that differ in the prompt only" in refused(lambda: experiment.transfer([world, art]))
-    assert "2 runs have prompt 'empty'" in refused(lambda: experiment.transfer([world, world]))
-    assert "config.json is missing, so" in refused(lambda: experiment.open_run(tmp_path))
-    assert "has no group 'kind'; it has country" in refused(lambda: experiment.hold_out([world], ("kind",)))
+    assert "Take runs that differ in the prompt only" in refused(lambda: table_of(prompts, world, art))
+    assert "Runs named more than once: " in refused(lambda: table_of(prompts, world, world))
+    assert "config.json is missing, so" in refused(lambda: Run(tmp_path))
+    assert "has no group 'kind'; it has country" in refused(lambda: table_of(blocks, world, group=("kind",)))
     assert "No text to predict for" in refused(lambda: predict(world, [" "]))
     config = json.loads((world / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    message = refused(lambda: experiment.open_run(tmp_path))
+    message = refused(lambda: Run(tmp_path).activations)
     assert "has no stored states. Make them with: jaxprobe run --config" in message and "--store --out" in message
     del config["result"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "is not finished. Go on with: jaxprobe run --config" in refused(lambda: experiment.open_run(tmp_path))
+    assert "is not finished. Go on with: jaxprobe run --config" in refused(lambda: Run(tmp_path))
 
 
 def test_a_finished_run_needs_its_table_no_more(model, tables, tmp_path, monkeypatch):
@@ -280,12 +297,35 @@ def test_a_finished_run_needs_its_table_no_more(model, tables, tmp_path, monkeyp
     finished = run(RunConfig(model, "tables/art.csv", tmp_path / "run", **options)).path
     (folder / "art.csv").unlink()
     monkeypatch.chdir("/")
-    table = experiment.open_run(finished).table
+    table = Run(finished).table
     assert table.name == "art" and table.units == ("year",) and table.texts[:3] == ("0", "1", "2")
     expected = pd.read_csv(tables / "art.csv")
     middle = [int(day[:4]) + 181 / 365 for day in expected["release_date"]]
     assert table.targets[:, 0] == pytest.approx(middle, abs=2e-3)
-    assert set(experiment.types([finished], group="decade")["test_on"]) <= set(expected["decade"].astype(str))
+    found = set(table_of(entity_types, finished, group="decade")["test_on"])
+    assert found and found <= set(expected["decade"].astype(str))
+
+
+def test_runs_that_differ_in_nothing_but_seed_or_fit_stay_apart(runs, model, tables, tmp_path):
+    """They have one model, table and prompt: every table and figure tells them apart by their folder."""
+    options = dict(data_dir=tables, mesh="data=1")
+    other = run(RunConfig(model, "world_place", tmp_path / "other", unit_vectors=True, **options)).path
+    both = (runs[0], other)
+    frame = table_of(entity_types, *both)
+    assert (
+        frame.groupby("run").ngroups == 2
+        and not frame.duplicated(["run", "train_kind", "train_on", "test_on", "target", "metric"]).any()
+    )
+    for experiment, of in ((entity_types, both), (dateline, both), (controls, both)):
+        drawn = experiment.figures(table_of(experiment, *of))
+        titles = [" ".join(text.get_text() for text in figure.texts) for figure in drawn]
+        assert len(drawn) == 2 and all(path.name in title for path, title in zip(of, titles, strict=True))
+    (figure,) = layers.figures(table_of(layers, *both))
+    lines = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(lines) == 2 and all(line.endswith(path.name) for path, line in zip(both, lines, strict=True))
+    assert all(len(axes.lines) == 2 for axes in figure.axes)
+    message = refused(lambda: table_of(prompts, *both))
+    assert f"{other} and {runs[0]} differ in unit_vectors (True, False). Take runs" in message
 
 
 def test_no_run_is_refused(capsys):

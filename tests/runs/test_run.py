@@ -12,9 +12,10 @@ from sklearn.metrics import r2_score
 
 import jaxprobe
 from jaxprobe.errors import InputError
-from jaxprobe.experiments.registry import open_run, random_states
+from jaxprobe.experiments.controls import random_states
 from jaxprobe.host.progress import Reporter
 from jaxprobe.probes.metrics import great_circle_km
+from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.predict import predict
 from jaxprobe.settings import RunSettings, read_settings
@@ -286,5 +287,4 @@ def test_predict_and_random_weights_need_no_mesh_of_the_run(model, places, tmp_p
     config = directory.read_config()
     directory.write_config(config | {"settings": config["settings"] | {"mesh": "data=64"}})
     assert len(predict(directory.path, ["Paris"])) == 1
-    opened = open_run(directory.path)
-    assert random_states(opened.config, opened.table, "0")["0"].shape == (60, 64)
+    assert random_states(Run(directory.path), "0")["0"].shape == (60, 64)
