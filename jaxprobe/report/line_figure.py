@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxprobe.report.canvas import FAINT, area, house_style, write_title
-from jaxprobe.report.dot_figure import LOWEST_R2
+from jaxprobe.report.canvas import FAINT, LOWEST_R2, area, house_style, legend_label, r2_limits, write_title
 from jaxprobe.report.maps import OKABE_ITO
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
@@ -45,15 +44,17 @@ def draw_depths(frame: pd.DataFrame, fixed: Sequence[str]) -> Figure:
                 _draw_lines(axes, frame[(frame["dataset"] == dataset) & (frame["metric"] == metric)], styles)
                 last = row == len(METRICS) - 1
                 _name(axes, name * (column == 0), "Relative depth" * last, dataset * (row == 0))
-            _limit(shared, frame[frame["metric"] == metric])
+            shared.set_ylim(*_limits(frame[frame["metric"] == metric]))
         if by_size:
             chosen, shared = frame[frame["headline"] & (frame["metric"] == "r2")], None
             for column, dataset in enumerate(datasets):
                 axes = shared = figure.add_subplot(grid[-1, column], sharey=shared)
                 _draw_sizes(axes, chosen[chosen["dataset"] == dataset], styles)
                 _name(axes, "R² of the layer chosen" * (column == 0), "Parameters", "")
-            _limit(shared, chosen)
-        handles = [Line2D([], [], label=label, linewidth=2, **style) for label, style in styles.items()]
+            shared.set_ylim(*_limits(chosen))
+        handles = [
+            Line2D([], [], label=legend_label(label, 90), linewidth=2, **style) for label, style in styles.items()
+        ]
         figure.legend(handles=handles, loc="lower left", frameon=False, fontsize=8.5, borderaxespad=0.4)
         scale = "0: the embedding, 1: after the last block · 95 % interval over test rows"
         write_title(figure, "Test scores by layer" + " and size" * bool(by_size), " · ".join([*fixed, scale]))
@@ -74,13 +75,8 @@ def _name(axes: Axes, left: str, below: str, above: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _limit(axes: Axes, frame: pd.DataFrame) -> None:
-    """0 and every value and interval, but nothing below -1 or above 1."""
-    values = frame[["value", "ci_low", "ci_high"]].to_numpy(np.float64)
-    values = values[np.isfinite(values)]
-    low, high = min(values.min(initial=0), 0.0), max(values.max(initial=0), 0.1)
-    margin = 0.05 * (min(high, 1) - max(low, LOWEST_R2))
-    axes.set_ylim(max(low - margin * (low < 0), LOWEST_R2), min(high + margin, 1))
+def _limits(frame: pd.DataFrame) -> tuple[float, float]:
+    return r2_limits(frame[["value", "ci_low", "ci_high"]].to_numpy(np.float64))
 
 
 def _draw_lines(axes: Axes, frame: pd.DataFrame, styles: dict[str, dict]) -> None:

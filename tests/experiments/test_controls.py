@@ -9,6 +9,7 @@ from scipy.stats import binom, t
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 
+from jaxprobe.data.sphere import places_of, unit_vectors
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
 from jaxprobe.experiments.baselines import (
@@ -18,7 +19,7 @@ from jaxprobe.experiments.baselines import (
     predict_from_ngrams,
     predict_group_means,
 )
-from jaxprobe.probes.metrics import paired_difference, score
+from jaxprobe.probes.metrics import great_circle_km, paired_difference, score
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
 from tests.experiments.worlds import letters, make_table, planted, select
 
@@ -72,6 +73,32 @@ def test_the_spelling_probe_is_ridge_on_tf_idf_by_hand():
     # Conjugate gradients stop at a relative residual of 1e-3.
     np.testing.assert_allclose(found.predictions, expected, atol=5e-3 * targets.std())
     assert r2_score(targets[is_test], found.predictions) > 0.7
+
+
+def test_controls_of_points_on_the_sphere_are_fitted_on_the_sphere():
+    """Groups on either side of the dateline: the mean of their degrees is on the other side of the world."""
+    rng = np.random.default_rng(40)
+    group = rng.integers(4, size=400)
+    middle = np.array([[10, 179], [-20, -178], [50, 20], [0, -60]])[group]
+    targets = middle + rng.normal(size=(400, 2)) * 4
+    targets[:, 1] = (targets[:, 1] + 180) % 360 - 180
+    words = np.array(["fiji", "samoa", "polska", "brasil"])[group]
+    texts = [f"{word} {'abcdef'[number % 6]}" for number, word in enumerate(words)]
+    table = make_table(targets, {"kind": letters(group)}, texts=texts, places=True)
+    state = rng.normal(size=(400, 6)).astype(np.float32)
+    on_sphere = controls.measure({"0": state}, replace(table, unit_vectors=True), "0")
+    test, near, far = table.is_test, unit_vectors(*targets.T), {}
+    for control, points in (
+        ("group_mean_kind", np.stack([near[~test & (group == g)].mean(0) for g in group[test]])),
+        ("ngrams", predict_from_ngrams(texts, near, test).predictions),
+    ):
+        errors = great_circle_km(places_of(points), targets[test])
+        row = select(on_sphere, control=control, metric="error_km_median")
+        assert row["value"] == pytest.approx(np.median(errors), rel=1e-9)
+        far[control] = row["value"]
+    assert far["group_mean_kind"] < 800  # the spread of a group; in degrees two groups are thousands of km off
+    degrees = controls.measure({"0": state}, table, "0")
+    assert select(degrees, control="group_mean_kind", metric="error_km_median")["value"] > 1.5 * far["group_mean_kind"]
 
 
 def test_group_means_and_centring_by_brute_force():

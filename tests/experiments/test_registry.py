@@ -337,7 +337,8 @@ def test_no_run_is_refused(capsys):
 def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(model, tables, tmp_path, monkeypatch):
     loaded, checked, asked = [], [], []
     monkeypatch.setattr("jaxprobe.runs.paper.load", lambda *given: (loaded.append(1), load(*given))[1])
-    monkeypatch.setattr("jaxprobe.runs.execute.check_memory", lambda *given: checked.append(len(loaded)))
+    for module in ("prepare", "execute"):
+        monkeypatch.setattr(f"jaxprobe.runs.{module}.check_memory", lambda *given: checked.append(len(loaded)))
     monkeypatch.setattr("jaxprobe.runs.paper.check_space", lambda path, size: asked.append(size))
     configs = plan_runs(model, tmp_path, tables, ("empty",), None)
     paths = run_all(configs, Reporter())

@@ -5,19 +5,19 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 
+from jaxprobe.experiments import blocks, controls, dateline, entity_types, layers, prompts
+from jaxprobe.experiments.base import write_table
 from jaxprobe.report.dot_figure import STYLES
-from jaxprobe.report.experiment_figures import (
-    FIGURES,
-    block_figures,
-    control_figures,
-    dateline_figures,
-    layer_figures,
-    prompt_figures,
-    type_figures,
-    write_experiment_figures,
-)
 
-KEYS = {"model": "tiny", "dataset": "cities", "prompt": "empty", "layer": "4", "target": "mean", "split": "test"}
+KEYS = {
+    "run": "a/run",
+    "model": "tiny",
+    "dataset": "cities",
+    "prompt": "empty",
+    "layer": "4",
+    "target": "mean",
+    "split": "test",
+}
 
 
 def rows(metric, *cells, **common):
@@ -52,7 +52,7 @@ def blocks_table():
 
 
 def test_hold_outs_are_dots_with_intervals_and_far_ones_are_numbers_at_the_edge():
-    (figure,) = block_figures(blocks_table())
+    (figure,) = blocks.figures(blocks_table())
     countries, cells, nearness, _ = figure.axes
     assert [label.get_text() for label in countries.get_yticklabels()] == ["France", "Peru"]
     assert countries.get_xlabel() == "" and cells.get_xlabel() == "R² about these rows' mean"
@@ -78,7 +78,7 @@ def test_prompts_are_a_matrix_for_each_centring():
         rows("r2", *((value + shift, {"train_prompt": a, "prompt": b}) for a, b, value in pairs), centring=centring)
         for centring, shift in (("raw", 0.0), ("recentred", 0.1))
     ]
-    (figure,) = prompt_figures(pd.concat(table))
+    (figure,) = prompts.figures(pd.concat(table))
     for axes, shift in zip(figure.axes[:2], (0.0, 0.1), strict=True):
         np.testing.assert_allclose(axes.images[0].get_array(), np.array([[0.5, -3.0], [0.2, 0.6]]) + shift)
         assert [label.get_text() for label in axes.get_xticklabels()] == ["empty", "coords"]
@@ -92,18 +92,23 @@ def test_prompts_are_a_matrix_for_each_centring():
 
 def test_types_are_rows_and_columns_and_wider_training_comes_last():
     cells = [
-        (value, {"train_on": a, "test_on": b})
+        (value, {"train_on": a, "test_on": b, "train_kind": a if a in ("others", "all") else "type"})
         for b in ("city", "lake")
         for a, value in (("city", 0.5), ("lake", 0.1), ("others", 0.2), ("all", 0.6))
     ]
-    (figure,) = type_figures(rows("r2", *cells))
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["city", "lake", "others", "all"]
+    (figure,) = entity_types.figures(rows("r2", *cells))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "city",
+        "lake",
+        "all other types",
+        "all types",
+    ]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array()[:, 1], [0.5, 0.1, 0.2, 0.6])
 
 
 def test_the_probe_stands_above_its_controls():
     cells = [(0.3, {"control": "embed"}), (0.8, {"control": "none"}), (-2.0, {"control": "within_country"})]
-    (figure,) = control_figures(rows("r2", *cells, resampled="rows"))
+    (figure,) = controls.figures(rows("r2", *cells, resampled="rows"))
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["The probe", "The token embedding", "Inside each country"]
@@ -111,27 +116,47 @@ def test_the_probe_stands_above_its_controls():
     assert probe == [0.8] and others == [0.3, -2.0] and "◂ −2.0" in written(axes)
 
 
-def layers_table():
+def layers_table(models=("small", "large"), sizes=(np.nan, np.nan), dataset="cities"):
     depths = {"embed": 0, "0": 0.5, "1": 1}
     table = []
-    for model, scale in (("small", 0.4), ("large", 0.8)):
-        cells = [(depth * scale, {"layer": layer, "depth": depth}) for layer, depth in depths.items()]
-        table += [rows(metric, *cells, model=model) for metric in ("r2", "spearman")]
+    for number, (model, size) in enumerate(zip(models, sizes, strict=True), start=1):
+        cells = [
+            (0.4 * depth * number, {"layer": layer, "depth": depth, "headline": layer == "1"})
+            for layer, depth in depths.items()
+        ]
+        of = dict(model=model, parameters=size, run=f"runs/{dataset}/{number}", dataset=dataset)
+        table += [rows(metric, *cells, **of) for metric in ("r2", "spearman")]
     frame = pd.concat(table).assign(compared_with="", resampled="rows")
-    other = rows("r2", (9.0, {"depth": 0.5}), compared_with="embed", resampled="rows", model="small")
+    other = rows("r2", (9.0, {"depth": 0.5}), compared_with="embed", resampled="rows", model=models[0])
     return pd.concat([frame, other], ignore_index=True)
 
 
 def test_models_lie_on_one_plot_against_relative_depth():
-    (figure,) = layer_figures(layers_table())
+    (figure,) = layers.figures(layers_table())
     for axes in figure.axes:
         small, large = axes.lines
         np.testing.assert_array_equal(small.get_xdata(), [0, 0.5, 1])
         np.testing.assert_allclose(small.get_ydata(), [0, 0.2, 0.4])
         np.testing.assert_allclose(large.get_ydata(), [0, 0.4, 0.8])
-        assert small.get_color() != large.get_color() and axes.get_ylim()[1] <= 1
+        assert small.get_color() != large.get_color() and 0.9 < axes.get_ylim()[1] <= 1.03
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["small", "large"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["Test R²", "Spearman"]
+
+
+def test_models_of_several_sizes_also_lie_against_their_size():
+    frame = layers_table(("m-1b", "m-70m"), (1.4e9, 7e7))
+    (figure,) = layers.figures(pd.concat([frame, layers_table(("m-1b", "m-70m"), (1.4e9, 7e7), "rivers")]))
+    sizes = figure.axes[-2]
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["Test R²", "Spearman", "R² of the layer chosen"]
+    dots = {line.get_xdata()[0]: line.get_ydata()[0] for line in sizes.lines if line.get_marker() == "o"}
+    assert dots == {1.4e9: pytest.approx(0.4), 7e7: pytest.approx(0.8)} and sizes.get_xscale() == "log"
+    ends = {tuple(segment[:, 1]) for lines in sizes.collections for segment in lines.get_segments()}
+    assert {tuple(np.round(pair, 6)) for pair in ends} == {(0.3, 0.5), (0.7, 0.9)}
+    assert [label.get_text() for label in sizes.get_xticklabels()] == ["70 M", "1.4 B"]
+    # The smallest first; a line is one colour in every panel.
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["m-70m", "m-1b"]
+    colours = {axes.lines[0].get_color() for axes in figure.axes[:4]}
+    assert len(colours) == 1
 
 
 def test_both_forms_of_a_place():
@@ -140,7 +165,7 @@ def test_both_forms_of_a_place():
         (0.45, {"target_form": "unit_vector"}),
         (9, {"target_form": "difference"}),
     ]
-    (figure,) = dateline_figures(pd.concat([rows("r2", *cells), rows("error_km_mean", *cells, target="place")]))
+    (figure,) = dateline.figures(pd.concat([rows("r2", *cells), rows("error_km_mean", *cells, target="place")]))
     drawn = [
         line.get_xdata().tolist() for axes in figure.axes for line in axes.lines if line.get_marker() in ("o", "D")
     ]
@@ -148,13 +173,13 @@ def test_both_forms_of_a_place():
 
 
 def test_figures_are_written_and_those_of_fewer_runs_take_their_place(tmp_path):
-    assert write_experiment_figures("paper", blocks_table(), tmp_path) == []
-    two = pd.concat([blocks_table(), blocks_table().assign(dataset="rivers")])
-    written_now = write_experiment_figures("blocks", two, tmp_path)
-    assert sorted(path.name for path in written_now) == ["blocks-1.png", "blocks-1.svg", "blocks-2.png", "blocks-2.svg"]
-    write_experiment_figures("blocks", blocks_table(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks.png", "blocks.svg"]
-    assert set(FIGURES) == {"layers", "prompts", "blocks", "entity_types", "controls", "dateline"}
+    two = pd.concat([blocks_table(), blocks_table().assign(dataset="rivers", run="b/run")])
+    assert write_table(blocks, two, tmp_path) == tmp_path / "experiments" / "blocks.csv"
+    names = lambda: sorted(path.name for path in (tmp_path / "experiments").iterdir())
+    files = ["blocks.csv", "blocks.parquet"]
+    assert names() == ["blocks-1.png", "blocks-1.svg", "blocks-2.png", "blocks-2.svg", *files]
+    write_table(blocks, blocks_table(), tmp_path)
+    assert names() == ["blocks.csv", "blocks.parquet", "blocks.png", "blocks.svg"]
 
 
 def test_what_has_no_interval_or_no_score_says_so():
@@ -164,14 +189,14 @@ def test_what_has_no_interval_or_no_score_says_so():
         (0.7, {"control": "none", "resampled": "country", "ci_low": np.nan, "ci_high": np.nan}),
         (0.0, {"control": "embed"} | none),
     ]
-    (figure,) = control_figures(rows("r2", *cells, resampled="rows"))
+    (figure,) = controls.figures(rows("r2", *cells, resampled="rows"))
     (axes,) = figure.axes
-    probe, controls = (line for line in axes.lines if line.get_marker() in ("o", "D"))
-    assert probe.get_xdata().tolist() == [0.8, 0.7] and np.isnan(controls.get_xdata()).all()
+    probe, beside = (line for line in axes.lines if line.get_marker() in ("o", "D"))
+    assert probe.get_xdata().tolist() == [0.8, 0.7] and np.isnan(beside.get_xdata()).all()
     assert written(axes) == ["no score"]
     assert any("a dot without a line has none" in text.get_text() for text in figure.texts)
-    (with_all,) = control_figures(rows("r2", cells[0], resampled="rows"))
+    (with_all,) = controls.figures(rows("r2", cells[0], resampled="rows"))
     assert not any("without a line" in text.get_text() for text in with_all.texts)
     pairs = [(0.0, {"train_prompt": a, "prompt": b} | none) for a in ("empty", "coords") for b in ("empty", "coords")]
-    (figure,) = prompt_figures(rows("r2", *pairs, centring="raw"))
+    (figure,) = prompts.figures(rows("r2", *pairs, centring="raw"))
     assert written(figure.axes[0]) == ["–"] * 4
