@@ -14,6 +14,7 @@ from jaxprobe.html import html_table
 # What a column is called that is plainly the text or the split; the first one that is there counts.
 TEXT_COLUMNS = ("text", "name", "title", "entity", "headline")
 SPLIT_COLUMNS = ("is_test", "split")
+FEWEST_TESTED = 30  # with fewer test rows a table says so
 
 
 @dataclass(frozen=True)
@@ -343,6 +344,10 @@ def _require_variation(table: EntityTable) -> None:
 def _notes_on_names(table: EntityTable) -> list[str]:
     """Duplicate names are counted, never refused: real tables have them."""
     notes = [f"{len(table):,} rows: {(~table.is_test).sum():,} to fit on, {table.is_test.sum():,} to test on."]
+    if table.is_test.sum() < FEWEST_TESTED:
+        notes.append(
+            f"Warning: only {table.is_test.sum():,} rows to test on: one of them can decide a score. Take more rows."
+        )
     counts = Counter(table.texts)
     if repeated := sum(1 for count in counts.values() if count > 1):
         notes.append(

@@ -73,6 +73,8 @@ def execute(prepared: Prepared, reporter: Reporter, started: float, model: Load 
     seconds = {name: round(value - before.get(name, 0), 2) for name, value in reporter.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
     if is_main():
+        for note in probes.notes:
+            reporter.say(note)
         write_results(prepared, probes, controlled, seconds)
     reporter.say(f"Report: {directory.report_path}")
     return directory
@@ -184,6 +186,7 @@ def write_results(
         "headline_layer": probes.headline,
         "chosen_by": prepared.chosen_by,
         "blocks": prepared.files.checkpoint.config().layers,  # of the model; files.config counts those that were run
+        "parameters": prepared.files.checkpoint.config().parameter_count(),
         "model": prepared.files.source.name,
         "model_description": DEMO_DESCRIPTION if prepared.settings.model == DEMO_MODEL else "",
         "prompt": prepared.extraction.prompt.wording,
@@ -193,7 +196,7 @@ def write_results(
         "attribution": table.attribution,
         "notes": list(table.notes)
         + token_notes(prepared.files.tokenizer, prepared.extraction.tokens)
-        + list(probes.fit.notes),
+        + list(probes.notes),
         "distinct_prefixes": sum(part.plan.distinct_prefixes for part in prepared.passes),
         "slots": sum(part.plan.slots for part in prepared.passes),
         "tokens": len(prepared.extraction.tokens.ids),

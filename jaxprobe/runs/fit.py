@@ -20,6 +20,7 @@ from jaxprobe.host.progress import Progress, default_reporter
 from jaxprobe.html import html_table, scores_in_words
 from jaxprobe.models.load import LanguageModel
 from jaxprobe.probes.folds import total
+from jaxprobe.probes.lengths import length_notes, row_lengths
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
 from jaxprobe.probes.moments import Moments, centre
 from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_moments, solve_states, to_fit
@@ -38,6 +39,7 @@ class LayerProbes(NamedTuple):
       headline: the state with the least error by that criterion; test scores play no part in it.
       scores: one row for each state, target, split and metric (the columns of a run's scores).
       test_predictions: [L, N_test, C] in target units.
+      notes: sentences that a reader should see: layers solved again in float64, rows with huge states.
     """
 
     states: tuple[str, ...]
@@ -46,6 +48,7 @@ class LayerProbes(NamedTuple):
     headline: str
     scores: pd.DataFrame
     test_predictions: np.ndarray
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"LayerProbes({len(self.states)} states; by {self.criterion} on the training rows: {self.headline})"
@@ -95,9 +98,12 @@ def fit_probes(
         fit = to_fit(join(solve_states(mine, train, fitted_targets(table)[train])), states)
     with progress.task("score", len(states), "states") as advance:
         mine = _Counted(activations, [states[layer] for layer in here], advance)
-        states_read = zip(here, mine.values(), strict=True)
-        predicted = [in_target_units(table, predict_layer(fit, layer, x)) for layer, x in states_read]
-        predictions = join({"predictions": np.stack(predicted)})["predictions"]
+        predicted, lengths = [], []
+        for layer, x in zip(here, mine.values(), strict=True):
+            predicted.append(in_target_units(table, predict_layer(fit, layer, x)))
+            lengths.append(row_lengths(x))
+        joined = join({"predictions": np.stack(predicted), "lengths": np.stack(lengths)})
+        predictions = joined["predictions"]
         in_training = score(table.targets[train], predictions[:, train], places=table.is_place, replicates=0)
         return score_probes(
             table,
@@ -106,6 +112,8 @@ def fit_probes(
             "leave_one_out",
             in_training,
             predictions[:, ~train],
+            joined["lengths"],
+            np.arange(len(table)),
             model=model,
             prompt=prompt,
             seed=seed,
@@ -119,6 +127,8 @@ def score_probes(
     criterion: str,
     in_training: Mapping[str, Interval],
     test_predictions: np.ndarray,
+    lengths: np.ndarray,
+    rows: np.ndarray,
     *,
     model: str,
     prompt: str,
@@ -130,6 +140,7 @@ def score_probes(
       criterion: what ``fit.loo_mse`` holds.
       in_training: scores of the training rows, as `metrics.score` gives them.
       test_predictions: [L, N_test, C]; scored with 95 % intervals by a bootstrap over test rows.
+      lengths: [L, M] of the states of some rows [M] of the table, of which the long ones are told.
     """
     in_test = score(table.targets[table.is_test], test_predictions, places=table.is_place, seed=seed)
     splits = {"train": in_training, "test": in_test}
@@ -144,7 +155,8 @@ def score_probes(
         scores = scores[(scores["metric"] != "mae") | (scores["target"] != "mean")].reset_index(drop=True)
     relative = (fit.loo_mse / fitted_targets(table)[~table.is_test].var(0)).mean(-1)
     headline = states[int(np.nanmin(relative, axis=1).argmin())]
-    return LayerProbes(states, fit, criterion, headline, scores, test_predictions)
+    notes = *fit.notes, *length_notes(lengths, states, headline, table.texts, rows)
+    return LayerProbes(states, fit, criterion, headline, scores, test_predictions, notes)
 
 
 class _Counted(Mapping):
@@ -255,7 +267,7 @@ def stream_probes(
         r2 = join({"r2": _training_r2(fit.weights[here], _StateMoments(stream, lambda count: None))})["r2"]
         none = np.full(r2.shape, np.nan)
     del stream  # its memory is free while the test rows run
-    predictions = _predict(fit, stream_states(language_model, test, "predict", progress), table)
+    predictions, lengths = _predict(fit, stream_states(language_model, test, "predict", progress), table)
     with progress.task("score", len(test.states), "states"):
         return score_probes(
             table,
@@ -264,23 +276,28 @@ def stream_probes(
             "k_fold",
             {"r2": Interval(r2, none, none)},
             predictions,
+            lengths,
+            np.flatnonzero(table.is_test),
             model=model,
             prompt=prompt,
             seed=seed,
         )
 
 
-def _predict(fit: RidgeFit, shards: Iterable[ShardStates], table: EntityTable) -> np.ndarray:
-    """Predictions [L, N_test, C] of the test rows, of which each process sees some."""
+def _predict(fit: RidgeFit, shards: Iterable[ShardStates], table: EntityTable) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions [L, N_test, C] of the test rows and the lengths [L, N_test] of their states; a process sees some."""
     place = np.full(len(table), -1)
     place[table.is_test] = np.arange(table.is_test.sum())
     rows, predictions = [np.empty(0, np.int64)], [np.empty((0, len(fit.weights), table.targets.shape[1]))]
+    lengths = [np.empty((0, len(fit.weights)))]
     for shard in shards:
         if shard.index is not None:
             rows.append(place[shard.rows])
             predictions.append(np.stack([predict_layer(fit, i, x) for i, x in enumerate(shard.values)], axis=1))
-    joined = gather_rows({"predictions": np.concatenate(predictions)}, np.concatenate(rows))["predictions"]
-    return np.ascontiguousarray(joined.swapaxes(0, 1))
+            lengths.append(np.stack([row_lengths(np.asarray(x)) for x in shard.values], axis=1))
+    both = {"predictions": np.concatenate(predictions), "lengths": np.concatenate(lengths)}
+    joined = gather_rows(both, np.concatenate(rows))
+    return np.ascontiguousarray(joined["predictions"].swapaxes(0, 1)), joined["lengths"].T
 
 
 class _StateMoments(Mapping[str, Moments]):

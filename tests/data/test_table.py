@@ -27,6 +27,7 @@ def test_everything_is_found_and_said():
         "The split is column 'is_test'.",
         "The targets are columns 'lng' and 'lat', in degrees.",
         "10 rows: 5 to fit on, 5 to test on.",
+        "Warning: only 5 rows to test on: one of them can decide a score. Take more rows.",
     )
 
 
@@ -41,7 +42,7 @@ def test_what_is_named_is_taken(tmp_path):
     assert table.texts[:2] == ("place 0, NA", "place 1,")
     assert table.target_names == ("year",) and table.units == ("year",) and not table.is_place
     assert table.groups["country"].tolist() == ["NA", ""] * 5
-    assert table.notes == ("10 rows: 6 to fit on, 4 to test on.",)
+    assert table.notes[0] == "10 rows: 6 to fit on, 4 to test on."
 
 
 def test_coordinates_come_first_among_other_targets():
@@ -100,6 +101,12 @@ def test_duplicate_names_are_counted_and_never_refused():
         "Names that occur more than once: 1, in 3 rows.",
         "Warning: test rows whose name a training row has too: 1.",
     )
+
+
+@pytest.mark.parametrize(("rows", "said"), [(147, True), (150, False)])
+def test_few_test_rows_are_said(rows, said):
+    table = make_table(places(rows).assign(x=np.arange(rows)), "t", target=["x"])
+    assert (table.is_test.sum() < 30) == said == any("rows to test on: one of them" in note for note in table.notes)
 
 
 @given(st.integers(2, 300), st.floats(0.001, 0.999), st.integers(0, 5))

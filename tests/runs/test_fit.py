@@ -97,3 +97,18 @@ def test_activations_of_another_table_are_refused():
         fit_probes({"embed": activations["embed"][:10]}, table)
     with pytest.raises(InputError, match="no states"):
         fit_probes({}, table)
+
+
+def test_rows_with_huge_states_are_told():
+    """As "California" in SmolLM2: one state 36 times as long as the others takes R2 with it."""
+    activations, table = make_world()
+    assert fit_probes(activations, table).notes == ()
+    huge = {state: x.copy() for state, x in activations.items()}
+    huge["1"][5] *= 40
+    huge["0"][[7, 8]] *= 200
+    (note,) = [note for note in fit_probes(huge, table).notes if "as long as" in note]
+    assert note.startswith("Warning: rows with a state more than 10 times as long as the median row's: 3 (row ")
+    assert "row 7 'place 7', " in note and "at state 0" in note and "in 2 of 3 states, the headline layer among" in note
+    lengths = np.linalg.norm(huge["0"].astype(np.float64), axis=1)
+    longest = max(7, 8, key=lambda row: lengths[row])
+    assert f"(row {longest} 'place {longest}', {lengths[longest] / np.median(lengths):,.0f} times" in note
