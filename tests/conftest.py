@@ -13,6 +13,7 @@ import sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands that tests start leave the user's cache alone
 
 from jaxtyping import install_import_hook
 

@@ -21,6 +21,7 @@ from rich.markup import escape
 
 import jaxprobe
 from jaxprobe.errors import InputError
+from jaxprobe.host.compiled import keep_compiled
 from jaxprobe.host.paths import as_path
 from jaxprobe.host.progress import console_reporter
 from jaxprobe.settings import RunSettings, read_settings
@@ -34,6 +35,9 @@ Begin with `jaxprobe demo`. Then bring a table of named things and a model:
 explains a command. Every command takes --quiet (nothing but results and
 errors) and --json (one JSON object on stdout). It exits with 0; 1 for what
 doctor found; 2 for input that can't be used; 130 after Ctrl-C.
+
+Compiled programs are kept in ~/.cache/jaxprobe for the next start;
+JAX_ENABLE_COMPILATION_CACHE=false turns that off.
 """
 
 app = tyro.extras.SubcommandApp()
@@ -361,6 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # One that the shell has put to rest (nohup, a job in the background) stays so.
     heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _stop) for number in heard}
+    keep_compiled()
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
