@@ -4,7 +4,7 @@ import importlib
 import inspect
 from types import ModuleType
 
-EXPERIMENTS = ("layers", "prompts", "blocks", "entity_types", "controls", "dateline")
+EXPERIMENTS = ("layers", "prompts", "blocks", "entity_types", "controls", "dateline", "components")
 
 
 def load(name: str) -> ModuleType:
