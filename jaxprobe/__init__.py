@@ -1,7 +1,30 @@
 """Linear probes on every layer of a language model, in JAX: where it keeps the map of the world and of time."""
 
 import importlib
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
+
+# What transformers says of missing PyTorch on its first import is no concern of this package, which uses none.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBLIC
+    from jaxprobe.data.catalog import list_datasets as list_datasets
+    from jaxprobe.data.catalog import load_table as load_table
+    from jaxprobe.data.table import EntityTable as EntityTable
+    from jaxprobe.errors import InputError as InputError
+    from jaxprobe.extract.extraction import extract_states as extract_states
+    from jaxprobe.extract.store.reader import open_activations as open_activations
+    from jaxprobe.host.progress import Reporter as Reporter
+    from jaxprobe.models.load import load_model as load_model
+    from jaxprobe.probes.ridge import RidgeFit as RidgeFit
+    from jaxprobe.probes.ridge import fit_ridge as fit_ridge
+    from jaxprobe.results.folder import RunDirectory as RunDirectory
+    from jaxprobe.results.results import Run as Run
+    from jaxprobe.runs.execute import run as run_probes  # noqa: F401
+    from jaxprobe.runs.fit import fit_probes as fit_probes
+    from jaxprobe.runs.predict import predict as predict_names  # noqa: F401
+    from jaxprobe.settings import RunConfig as RunConfig
+    from jaxprobe.settings import RunSettings as RunSettings
 
 # name -> where it lives; read on first use, so that `jaxprobe --help` does not wait for JAX.
 # Not `run` and `predict`: they would be hidden by the modules of that name once these are imported.
@@ -9,7 +32,10 @@ _PUBLIC = {
     "EntityTable": "jaxprobe.data.table",
     "InputError": "jaxprobe.errors",
     "RidgeFit": "jaxprobe.probes.ridge",
+    "Reporter": "jaxprobe.host.progress",
+    "Run": "jaxprobe.results.results",
     "RunConfig": "jaxprobe.settings",
+    "RunSettings": "jaxprobe.settings",
     "RunDirectory": "jaxprobe.results.folder",
     "extract_states": "jaxprobe.extract.extraction",
     "fit_probes": "jaxprobe.runs.fit",

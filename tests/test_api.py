@@ -1,5 +1,6 @@
 """The public names: there, typed, described, and not hidden by modules."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -19,6 +20,15 @@ def test_public_names_are_typed_and_described(name):
         assert all(p.annotation is not inspect.Parameter.empty for p in named), name
         assert signature.return_annotation is not inspect.Signature.empty
         assert "Raises:" in inspect.getdoc(value) or name == "list_datasets"
+
+
+def test_editors_and_type_checkers_see_every_public_name():
+    """The names stand twice in __init__.py: for those who read it, and for Python, which imports them on first use."""
+    body = ast.parse(inspect.getsource(jaxprobe)).body
+    (block,) = [node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    read = {alias.asname: f"{node.module}:{alias.name}" for node in block.body for alias in node.names}
+    used = {name: f"{module}:{name}" if ":" not in module else module for name, module in jaxprobe._PUBLIC.items()}
+    assert read == used
 
 
 def test_public_names_stay_what_they_are_when_modules_are_imported():

@@ -15,8 +15,7 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from jaxprobe.data.catalog import list_datasets
-from jaxprobe.data.table import EntityTable
-from jaxprobe.errors import InputError
+from jaxprobe.errors import InputError, first_line
 from jaxprobe.extract.extraction import Extraction, extract_states, plan_extraction
 from jaxprobe.host.machine import free_memory
 from jaxprobe.host.paths import as_path, is_local
@@ -77,7 +76,7 @@ def run_checks(model: str = DEMO_MODEL, tokenizer: str | None = None) -> Iterato
         try:
             yield from check()
         except Exception as error:  # whatever a broken installation raises; nothing after it would be more telling
-            words = str(error).strip().splitlines() or [""]
+            words = str(error).strip().splitlines() or ["without words"]
             remedy = "pip install --upgrade --force-reinstall jaxprobe; else report this, with all of these lines."
             yield Check("wrong", "installation", f"{type(error).__name__}: {words[0]}", remedy)
             return
@@ -221,16 +220,14 @@ def check_model(name: str, tokenizer: str | None = None) -> Iterator[Check]:
     try:
         yield compare_states(files)
     except ImportError as error:  # what transformers needs beside PyTorch
-        yield Check("note", "parity", f"not compared: {str(error).strip().splitlines()[0]}", "pip install accelerate")
+        yield Check("note", "parity", f"not compared: {first_line(error)}", "pip install accelerate")
 
 
 def compare_states(files: ModelFiles) -> Check:
     """The largest difference at any state, as a share of the state's length."""
     mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
-    nothing = np.zeros((len(NAMES), 1))
-    table = EntityTable("names", NAMES, nothing, ("nothing",), ("",), np.zeros(len(NAMES), bool))
-    extraction = plan_extraction(files, table, "{}", mesh=mesh, final_norm=True)
-    found = extract_states(read_weights(files, mesh, "float32"), table, "{}", final_norm=True)
+    extraction = plan_extraction(files, NAMES, "{}", mesh=mesh, final_norm=True)
+    found = extract_states(read_weights(files, mesh, "float32"), NAMES, "{}", final_norm=True)
     expected = reference_states(files, extraction)
     errors = {
         state: np.linalg.norm(found[state] - truth, axis=1) / np.linalg.norm(truth, axis=1)

@@ -1,33 +1,32 @@
-"""The command line: parses, calls, prints. Results go to stdout, everything else to stderr.
-
-What takes seconds to import (JAX, transformers) is imported by the command that needs it.
-"""
+"""The command line: finds the command, parses, calls, says how it ended. Results go to stdout, all else to stderr."""
 
 import argparse
+import contextlib
+import errno
 import gc
-import json
+import importlib.metadata
+import io
 import os
+import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
 import jaxprobe
-from jaxprobe.errors import InputError
+from jaxprobe.cli import commands
+from jaxprobe.cli.output import Output
+from jaxprobe.errors import InputError, first_line
 from jaxprobe.host.compiled import keep_compiled
-from jaxprobe.host.paths import as_path
-from jaxprobe.host.progress import console_reporter
-from jaxprobe.settings import RunSettings, read_settings
+from jaxprobe.settings import is_utf8, read_settings
 
-WRONG, UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-WIDTH = 240  # of tables that are not printed on a terminal
+CRASHED, UNUSABLE_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 HELP = f"""{jaxprobe.__doc__}
 
 Begin with `jaxprobe demo`. Then bring a table of named things and a model:
@@ -39,305 +38,6 @@ doctor found; 2 for input that can't be used; 130 after Ctrl-C.
 Compiled programs are kept in ~/.cache/jaxprobe for the next start;
 JAX_ENABLE_COMPILATION_CACHE=false turns that off.
 """
-
-app = tyro.extras.SubcommandApp()
-data = tyro.extras.SubcommandApp()
-experiment = tyro.extras.SubcommandApp()
-
-# Names from data are text: a bracket in them is no markup.
-log = Console(stderr=True, highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)  # --quiet leaves these
-as_json = False
-Settings = Annotated[RunSettings, tyro.conf.arg(name="")]
-Runs = tyro.conf.Positional[tuple[Path, ...]]
-
-
-@app.command
-def demo(out: Path | None = None, limit: int | None = None) -> None:
-    """See where a small model keeps the map of the world: 10,000 cities, about a minute on two cores.
-
-    Args:
-        out: The run's folder; default: demo-run, or demo-run-LIMIT.
-        limit: Use a seeded sample of this many cities.
-    """
-    from jaxprobe.runs.execute import demo_settings
-
-    _run(demo_settings(out or _smoke_folder("demo-run", limit), limit))
-
-
-@app.command
-def run(settings: Settings) -> None:
-    """Read a model at each name's last token, probe every layer, write scores and a report.
-
-    --config RUN takes the settings from another run, its folder or config.json; further options change them.
-    --processes makes it one of several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise
-    I/N@HOST:PORT.
-    """
-    _run(settings)
-
-
-@app.command
-def predict(run: tyro.conf.Positional[Path], text: tuple[str, ...]) -> None:
-    """Where is it, or when? A finished run's probe on names of your own, with 90 % intervals.
-
-    Args:
-        run: The run's folder.
-        text: Names, as the run's table spells them; the run's prompt is put around them.
-    """
-    from jaxprobe.runs.predict import predict as predict_texts
-
-    run = as_path(run)
-    _output().frame(predict_texts(run, text), "90 % intervals: as wide as 90 % of the run's test errors", run=str(run))
-
-
-@app.command
-def paper(
-    model: str,
-    out: Path | None = None,
-    data_dir: Path | None = None,
-    prompts: tuple[str, ...] = (),
-    limit: int = 10_000,
-    full: bool = False,
-    random_weights: bool = False,
-) -> None:
-    """The paper's tables for one model, beside the paper's own numbers.
-
-    Args:
-        model: 'demo', a Hugging Face folder, a .gguf file, or a hub name.
-        out: Folder for the runs, one for each table and prompt, and for the tables of results; default: paper-runs, or
-            paper-runs-LIMIT.
-        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
-        prompts: Named prompts; default: the bare name, and each table's question.
-        limit: Rows of each table, a seeded sample.
-        full: Use every row.
-        random_weights: Run the same architecture with random weights as well, on each table's first prompt.
-    """
-    from jaxprobe.runs.paper import run_paper
-
-    limit = None if full else limit
-    out = as_path(out or _smoke_folder("paper-runs", limit))
-    frame = run_paper(model, out, data_dir, prompts, limit, random_weights, console_reporter(log))
-    _output().frame(frame, "Test R2, ours and the paper's", folder=str(out))
-
-
-@app.command(name="plan")
-def plan_run(
-    model: str,
-    topology: str,
-    dataset: str = "cities",
-    prompt: str = "empty",
-    mesh: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    limit: int | None = None,
-    data_dir: Path | None = None,
-    tokenizer: str | None = None,
-    replicate_kv: bool = False,
-) -> None:
-    """What a run would take on TPUs or GPUs that are not here: memory, operations, traffic, time. Reads no weights.
-
-    Args:
-        model: llama-2-7b, -13b, -70b, llama-3.1-8b, -70b, -405b, a config.json, or what `jaxprobe run` takes.
-        topology: v5e:8x8, v5p:2x2x4, v6e:4x4 (needs the extra `tpu`); a100:4, h100:8, h200:8 (compiled for with the
-            extra `plan-gpu`, else counted from shapes).
-        dataset: A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file.
-        prompt: A named prompt of the table, or text with {} for the name.
-        mesh: data=2,fsdp=4,model=8; default: chosen from the model's size and the chips' memory.
-        dtype: Of the weights and the states.
-        limit: Use a seeded sample of this many rows.
-        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
-        tokenizer: Folder or hub name; default: the model's own, or where that is not at hand the demo model's.
-        replicate_kv: Keep copies of each key/value head where model has more devices than there are such heads.
-    """
-    # Nothing runs here, and JAX would look for a TPU as soon as libtpu is installed.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the CUDA plugin says that it finds no driver
-    from jaxprobe.plan.planning import plan
-
-    made = plan(
-        model, topology, dataset, prompt,
-        mesh=mesh, dtype=dtype, limit=limit, data_dir=data_dir, tokenizer=tokenizer, replicate_kv=replicate_kv,
-        say=_say,
-    )  # fmt: skip
-    _output().plan(made)
-
-
-@app.command
-def doctor(model: str = "demo", tokenizer: str | None = None) -> None:
-    """Check the installation, the devices and a model's states against PyTorch; paste its lines into a bug report.
-
-    Exits with 1 where something is wrong; each such line says what to do.
-
-    Args:
-        model: Compared with Hugging Face in float32, where PyTorch is installed.
-        tokenizer: Folder or hub name of another tokenizer.
-    """
-    from jaxprobe.cli.doctor import run_checks
-
-    if not _output().checks(run_checks(model, tokenizer)):
-        sys.exit(WRONG)
-
-
-@experiment.command
-def layers(runs: Runs) -> None:
-    """R2 by layer of several runs, against relative depth.
-
-    Args:
-        runs: Folders of finished runs.
-    """
-    _experiment("layers", runs)
-
-
-@experiment.command
-def prompts(runs: Runs, state: str | None = None) -> None:
-    """Train on one prompt, test on another, with states as they are and re-centred.
-
-    Args:
-        runs: Folders of finished runs of one table and model under different prompts.
-        state: The state to look at; default: the headline layer of the first run.
-    """
-    _experiment("prompts", runs, state=state)
-
-
-@experiment.command
-def blocks(
-    runs: Runs,
-    group: tuple[str, ...] = (),
-    held: tuple[str, ...] = (),
-    state: str | None = None,
-    cell_degrees: float = 5.0,
-    buffer_km: float = 100.0,
-) -> None:
-    """Hold whole groups out of the fit, and whole cells of the map.
-
-    Args:
-        runs: Folders of finished runs.
-        group: Group columns; default: all, and cells of the map for places.
-        held: Groups to hold out; default: the twenty largest.
-        state: The state to look at; default: each run's headline layer.
-        cell_degrees: Side of a cell.
-        buffer_km: Training rows nearer than this to a test row are left out as well.
-    """
-    options = dict(group=group, held=held, state=state, cell_degrees=cell_degrees, buffer_km=buffer_km)
-    _experiment("blocks", runs, **options)
-
-
-@experiment.command
-def entity_types(runs: Runs, group: str = "entity_type", state: str | None = None) -> None:
-    """Train on some types of entity, test on another.
-
-    Args:
-        runs: Folders of finished runs.
-        group: Column of the types.
-        state: The state to look at; default: each run's headline layer.
-    """
-    _experiment("entity_types", runs, group=group, state=state)
-
-
-@experiment.command
-def controls(runs: Runs, state: str | None = None, random_weights: bool = False) -> None:
-    """What else would explain the score: spelling, groups, the last token, permuted targets, random weights.
-
-    Args:
-        runs: Folders of finished runs.
-        state: The state to look at; default: each run's headline layer.
-        random_weights: Run the same architecture with random weights as well.
-    """
-    _experiment("controls", runs, state=state, random_weights=random_weights)
-
-
-@experiment.command
-def dateline(runs: Runs, state: str | None = None) -> None:
-    """Places as points on the sphere, which has no dateline, beside degrees.
-
-    Args:
-        runs: Folders of finished runs.
-        state: The state to look at; default: each run's headline layer.
-    """
-    _experiment("dateline", runs, state=state)
-
-
-@app.command
-def export(run: tyro.conf.Positional[Path], out: Path, states: tuple[str, ...] = ()) -> None:
-    """Write a run's stored states as plain files, rows in the order of entities.parquet.
-
-    Args:
-        run: The run's folder.
-        out: A name that ends in .safetensors: one file. Any other: a folder, with STATE.npy for each state (float32).
-        states: Which ones: embed, 0, 1, ..., final_norm; default: all that are stored.
-    """
-    from jaxprobe.extract.store.export import export_activations
-    from jaxprobe.results.folder import RunDirectory
-
-    _output().files(export_activations(RunDirectory(run).activations_path, out, states or None))
-
-
-@data.command(name="list")
-def list_tables(data_dir: Path | None = None) -> None:
-    """The named tables, and where each is at hand.
-
-    Args:
-        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
-    """
-    import pandas as pd
-
-    from jaxprobe.data.catalog import list_datasets
-
-    listed = [listing._replace(location=listing.location or "no") for listing in list_datasets(data_dir)]
-    frame = pd.DataFrame(listed).rename(columns={"location": "at hand", "attribution": "source"})
-    _output().frame(frame, "Named tables")
-
-
-@data.command(name="fetch")
-def fetch_table(name: tyro.conf.Positional[str], data_dir: Path | None = None) -> None:
-    """Download one of the paper's tables; its checksum is compared. The only command for data that uses a network.
-
-    Args:
-        name: As `jaxprobe data list` spells it.
-        data_dir: Folder for the paper's tables; default: the variable JAXPROBE_DATA.
-    """
-    from jaxprobe.data.fetch import fetch
-
-    _output().files([fetch(name, data_dir)])
-
-
-@data.command(name="export")
-def export_table(
-    name: tyro.conf.Positional[str], out: Path, data_dir: Path | None = None, limit: int | None = None
-) -> None:
-    """Write a named table as CSV or Parquet: to look at, or to begin one of your own from.
-
-    Args:
-        name: As `jaxprobe data list` spells it.
-        out: The file to write, .csv or .parquet.
-        data_dir: Folder of the paper's tables; default: the variable JAXPROBE_DATA.
-        limit: A seeded sample of this many rows.
-    """
-    from jaxprobe.data.catalog import load_table
-    from jaxprobe.data.columns import write_frame
-
-    out = as_path(out)
-    write_frame(load_table(name, data_dir=data_dir, limit=limit).to_frame(), out)
-    _output().files([out])
-
-
-@app.command
-def report(runs: Runs, out: Path | None = None) -> None:
-    """Write one page about one or several finished runs.
-
-    Args:
-        runs: Folders of finished runs.
-        out: The page; default: report.html in the first run's folder.
-    """
-    from jaxprobe.report.page import write_report
-    from jaxprobe.results.folder import RunDirectory
-
-    if not runs:
-        raise InputError("No run to report on. Name the folders of finished runs: jaxprobe report RUN...")
-    _output().files([write_report(*map(RunDirectory, runs), path=out)])
-
-
-app.command(experiment, name="experiment", help="What finished runs show, and what they don't.")
-app.command(data, name="data", help="The named tables.")
 
 
 class _Terminated(BaseException):
@@ -365,98 +65,134 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # One that the shell has put to rest (nohup, a job in the background) stays so.
     heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _stop) for number in heard}
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    output = Output("--json" in arguments, "--quiet" in arguments)
     keep_compiled()
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        _dispatch(arguments, output)
         sys.stdout.flush()
     except InputError as error:
-        _end_job(UNUSABLE_INPUT, error.problems, error)
-        _tell(UNUSABLE_INPUT, error.problems)
-        sys.exit(UNUSABLE_INPUT)
+        _end(UNUSABLE_INPUT, error.problems, error, output)
     except (KeyboardInterrupt, _Terminated) as stop:
         terminated = isinstance(stop, _Terminated)
         line = (
             f"{'Terminated' if terminated else 'Interrupted'}. Stored shards are kept: "
             "the same command goes on from there (without a store it starts anew)."
         )
-        code = TERMINATED if terminated else INTERRUPTED
-        _end_job(code, [line], stop)
-        _tell(code, [line])
-        sys.exit(code)
+        _end(TERMINATED if terminated else INTERRUPTED, [line], stop, output)
     except BrokenPipeError:  # `jaxprobe ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _end(UNUSABLE_INPUT, [_system_problem(error)], error, output)
+    except MemoryError as error:
+        line = "There is not enough memory for this. Take fewer rows (--limit), fewer layers, or a larger machine."
+        _end(UNUSABLE_INPUT, [line], error, output)
+    except Exception as error:
+        traceback.print_exc()
+        _end(
+            CRASHED,
+            [f"{type(error).__name__}: {first_line(error)}. Please report this, with the lines above."],
+            error,
+            output,
+        )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _dispatch(arguments: list[str]) -> None:
-    global as_json
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # --config gives another run's settings as defaults, which the other options then change.
-    finder.add_argument("--config", type=Path)
-    finder.add_argument("--processes")  # of this process only, so no setting of the run
-    for flag in ("--quiet", "--json"):
-        finder.add_argument(flag, action="store_true")
-    known, rest = finder.parse_known_args(arguments)
-    log.quiet, as_json = known.quiet, known.json
-    if known.config is None and known.processes is None:
-        app.cli(prog="jaxprobe", description=HELP, args=rest or ["--help"])
-    elif rest[:1] == ["run"]:
-        default = {} if known.config is None else {"default": read_settings(known.config)}
-        _run(tyro.cli(RunSettings, args=rest[1:], **default, prog="jaxprobe run"), known.processes)
-    else:
-        raise InputError("--config and --processes belong to the command run: jaxprobe run --config RUN.")
-
-
-def _run(settings: RunSettings, processes: str | None = None) -> None:
-    from jaxprobe.host.processes import is_main, job
-    from jaxprobe.runs.execute import run as run_settings
-
-    with job(processes, _tell):
-        log.quiet |= not is_main()
-        directory = run_settings(settings, console_reporter(log))
-        if is_main():
-            _output().run(directory)
-
-
-def _end_job(code: int, lines: Sequence[str], error: BaseException) -> None:
-    """Where this is one of several processes: ends all of them, itself too."""
+def _end(code: int, lines: Sequence[str], error: BaseException, output: Output) -> None:
+    """Says why, and exits. Where this is one of several processes all of them end."""
     distributed = sys.modules.get("jaxprobe.host.processes")  # not imported yet: there is no job
     if distributed:
-        distributed.end(code, lines, _tell, agreed=isinstance(error, distributed.AgreedError))
+        distributed.end(code, lines, output.tell, agreed=isinstance(error, distributed.AgreedError))
+    output.tell(code, lines)
+    sys.exit(code)
 
 
-def _say(line: str) -> None:
-    log.print(escape(line))
+def _system_problem(error: OSError) -> str:
+    """What the system refused, in a line."""
+    reason = error.strerror or str(error).strip() or type(error).__name__
+    where = f"{error.filename}: " if error.filename else ""
+    remedies = {
+        "ENOSPC": "Free some space and give the same command again; it goes on where it stopped.",
+        "EDQUOT": "Free some space and give the same command again; it goes on where it stopped.",
+        "EACCES": "Name a place that you may read and write.",
+        "EPERM": "Name a place that you may read and write.",
+        "EROFS": "Name a folder on a disk that can be written to.",
+    }
+    remedy = remedies.get(errno.errorcode.get(error.errno or 0, ""), "Mend that, or name another path.")
+    return f"{where}{reason}. {remedy}"
 
 
-def _tell(code: int, lines: Sequence[str]) -> None:
-    """Why the command ends; of several processes that have met one tells it for all."""
-    for line in lines:
-        errors.print(("[bold red]Error:[/] " if code == UNUSABLE_INPUT else "") + escape(line))
-    if as_json and code == UNUSABLE_INPUT:
-        print(json.dumps({"problems": lines}, ensure_ascii=False))
+def _dispatch(arguments: list[str], output: Output) -> None:
+    if odd := [argument for argument in arguments if not is_utf8(argument)]:
+        raise InputError(*(f"Argument {argument!r} is not UTF-8. Write it in UTF-8." for argument in odd))
+    while arguments and arguments[0] in ("--json", "--quiet"):  # before the command as well
+        arguments = [*arguments[1:], arguments[0]]
+    if not arguments or arguments[0] in ("-h", "--help") or set(arguments) <= {"--json", "--quiet"}:
+        print(_help(""))
+    elif arguments[0] == "--version":
+        print(f"jaxprobe {importlib.metadata.version('jaxprobe')}")
+    else:
+        _parse(arguments, output)(output)
 
 
-def _smoke_folder(name: str, limit: int | None) -> Path:
-    """A run of some rows goes beside the run of all, not into its folder."""
-    return Path(name if limit is None else f"{name}-{limit}")
+def _parse(arguments: list[str], output: Output) -> commands.Command:
+    """The command that the arguments name, with its options."""
+    known = [*commands.COMMANDS, *commands.EXPERIMENTS]
+    groups = {words.partition(" ")[0] for words in known if " " in words}
+    count = 2 if arguments[0] in groups else 1
+    words, rest = " ".join(arguments[:count]), arguments[count:]
+    if arguments[0] in groups and (len(arguments) < 2 or arguments[1] in ("-h", "--help")):
+        print(_help(f"{arguments[0]} "))
+        sys.exit(0)
+    found = commands.find(words)
+    if found is None:
+        raise InputError(
+            f"There is no command {words!r}.{commands.nearest(words, known)} `jaxprobe --help` lists all of them."
+        )
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    default = {}
+    if found is commands.RunCommand and (config := finder.parse_known_args(rest)[0].config):
+        # Another run's settings as defaults, which the other options then change.
+        default = {"default": commands.RunCommand(**asdict(read_settings(config)), config=config)}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(found, args=rest, prog=f"jaxprobe {words}", **default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_in_words(said.getvalue())} `jaxprobe {words} --help` lists all options.") from None
 
 
-def _output():
-    from jaxprobe.cli.output import Output
+def _in_words(said: str) -> str:
+    """What tyro says of arguments that it can't use, in a sentence."""
+    lines = said.splitlines()
+    rules = [number for number, line in enumerate(lines) if re.search("[-─]{8}", line)]
+    first = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
+    text = " ".join(" ".join(line.strip(" │") for line in first).split())
+    kinds = {"INT": "a whole number", "FLOAT": "a number"}
+    if match := re.match(r"Error parsing (\S+): no type matching \S*?(INT|FLOAT)\S* could .* from \['(.*?)'\]", text):
+        return f"{match[1]} {match[3]!r} is not {kinds[match[2]]}."
+    if match := re.match(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", text):
+        return f"{match[1]} {match[2]} is not a whole number."
+    if match := re.match(r"Error parsing (\S+): could not convert string to float: (.*)", text):
+        return f"{match[1]} {match[2]} is not a number."
+    if match := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", text):
+        return f"{match[1]} {match[2]} can't be used: wanted {'whole ' if 'INT' in said else ''}numbers."
+    named = [match[1] for line in lines if (match := re.match(r"[│ ] {5}(--\S+|[\[A-Z]+)", line))]
+    if text.startswith("Missing from") and named:
+        return f"What is missing: {', '.join(named)}."
+    meant = re.search(r"Perhaps you meant:.*?(--[\w-]+)", said, re.DOTALL)
+    return f"{text.rstrip('.')}." + (f" Did you mean {meant[1]}?" if meant else "")
 
-    return Output(as_json, None if sys.stdout.isatty() else WIDTH)
 
-
-def _experiment(name: str, runs: tuple[Path, ...], **options) -> None:
-    from jaxprobe.experiments import registry
-    from jaxprobe.experiments.base import check_runs, printed, write_table
-
-    experiment = registry.load(name)
-    paths = check_runs(runs)
-    frame = experiment.run(paths, experiment.Options(**options), console_reporter(log))
-    path = write_table(experiment, frame, paths[0])
-    _output().frame(printed(experiment, frame), name, table=str(path))
-    log.print(f"Every row: {path}; figures beside it.", markup=False)
+def _help(prefix: str) -> str:
+    """What `jaxprobe --help` prints, or that of the commands which begin with a word."""
+    shown = {words: line for words, line in commands.summaries().items() if words.startswith(prefix)}
+    width = max(map(len, shown))
+    lines = [f"  {words:<{width}}  {line}" for words, line in shown.items()]
+    head = "" if prefix else f"\n{HELP}"
+    return f"usage: jaxprobe {prefix}COMMAND [OPTIONS]\n{head}\ncommands:\n" + "\n".join(lines)

@@ -1,31 +1,64 @@
-"""What a command leaves on stdout: tables for people, or with --json one object for scripts."""
+"""What a command leaves: results on stdout, as tables for people or with --json as one object; all else on stderr."""
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxprobe.host.paths import AnyPath
-from jaxprobe.html import scores_by_layer, scores_in_words
-from jaxprobe.results.folder import RunDirectory
+from jaxprobe.host.progress import Reporter, console_reporter
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from jaxprobe.cli.doctor import Check
     from jaxprobe.plan.planning import RunPlan
+    from jaxprobe.results.folder import RunDirectory
+    from jaxprobe.results.results import Run
+
+WIDTH = 240  # of tables that are not printed on a terminal
+UNUSABLE_INPUT = 2
 
 
 class Output:
-    """Prints a command's result: ``as_json`` says for whom, ``width`` how wide tables may be (None: the terminal's)."""
+    """Where a command prints: ``as_json`` says for whom its results are; ``quiet`` leaves only them and errors."""
 
-    def __init__(self, as_json: bool, width: int | None):
+    def __init__(self, as_json: bool = False, quiet: bool = False, width: int | None = None):
         self.as_json = as_json
-        self._console = Console(highlight=False, width=width)
+        self._console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else WIDTH))
+        # Names from data are text: a bracket in them is no markup.
+        self._log = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)  # --quiet leaves these
 
-    def frame(self, frame: pd.DataFrame, title: str, **about: Any) -> None:
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing but results and errors is printed."""
+        return self._log.quiet
+
+    @quiet.setter
+    def quiet(self, quiet: bool) -> None:
+        self._log.quiet = quiet
+
+    def reporter(self) -> Reporter:
+        """Shows on stderr what a run tells."""
+        return console_reporter(self._log)
+
+    def say(self, line: str) -> None:
+        """A line on stderr."""
+        self._log.print(line, markup=False)
+
+    def tell(self, code: int, lines: Sequence[str]) -> None:
+        """Why the command ends; of several processes that have met one tells it for all."""
+        for line in lines:
+            self._errors.print(("[bold red]Error:[/] " if code == UNUSABLE_INPUT else "") + escape(line))
+        if self.as_json:
+            self._object({"problems": list(lines)})
+
+    def frame(self, frame: "pd.DataFrame", title: str, **about: Any) -> None:
         """Every row and column; numbers to four digits for people, in full for scripts. ``about`` goes to scripts."""
         if self.as_json:
             return self._object({**about, "title": title, "rows": _records(frame)})
@@ -34,8 +67,10 @@ class Output:
             table.add_row(*(escape(f"{cell:,.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
         self._console.print(table)
 
-    def run(self, directory: RunDirectory) -> None:
+    def run(self, directory: "RunDirectory") -> None:
         """A finished run: test scores by layer with the headline layer marked; for scripts where its files are too."""
+        from jaxprobe.html import scores_by_layer, scores_in_words
+
         scores, config = directory.read_scores(), directory.read_config()
         result = config["result"]
         names = {name: scores[name].iloc[0] for name in ("model", "dataset", "prompt")}
@@ -63,6 +98,22 @@ class Output:
         )
         for number, row in enumerate(rows):
             table.add_row(*map(escape, row), style="bold" if number == marked else None)
+        self._console.print(table)
+
+    def predictions(self, run: "Run", frame: "pd.DataFrame") -> None:
+        """What a run's probe says of names: years as years, distances in whole km."""
+        names = {"model": run.model, "layer": run.headline_layer, "prompt": run.wording, "run": str(run.path)}
+        title = "90 % intervals: as wide as 90 % of the run's test errors"
+        if self.as_json:
+            return self._object({**names, "title": title, "rows": _records(frame)})
+        shown = frame.copy()
+        for column in frame.select_dtypes("number"):
+            unit = "km" if column == "radius_km" else run.unit(column.removesuffix("_low").removesuffix("_high"))
+            shown[column] = [_number(value, unit) for value in frame[column]]
+        about = "{model}, layer {layer}, prompt {prompt!r}, {run}".format(**names)
+        table = Table(*map(escape, shown), title=escape(about), caption=title)
+        for row in shown.itertuples(index=False):
+            table.add_row(*map(escape, row))
         self._console.print(table)
 
     def plan(self, plan: "RunPlan") -> None:
@@ -108,6 +159,14 @@ class Output:
         print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _number(value: float, unit: str) -> str:
+    """A number to the precision that people want of its unit."""
+    if not abs(value) < float("inf"):
+        return "not known"
+    form = {"year": "{:.0f}", "km": "{:,.0f}", "degree": "{:.2f}"}.get(unit, "{:,.4g}")
+    return form.format(value)
+
+
+def _records(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     """One object a row; null for what is not known or not finite."""
     return json.loads(frame.to_json(orient="records", double_precision=15))

@@ -44,7 +44,7 @@ class Extraction(NamedTuple):
 
 def plan_extraction(
     files: ModelFiles,
-    table: EntityTable,
+    texts: Sequence[str] | EntityTable,
     prompt: Prompt | str = "empty",
     *,
     mesh: Mesh,
@@ -52,10 +52,11 @@ def plan_extraction(
     final_norm: bool = False,
     seed: int = 0,
 ) -> Extraction:
-    """Tokenises the table and plans its bins.
+    """Tokenises texts, or those of a table, and plans their bins.
 
     Args:
       files: the model, of which the tokenizer and the context are used.
+      texts: N names; of a table its texts, and its own named prompts are known.
       prompt: a name that the data set has, or a template with ``{}``.
       layers: blocks to keep; default: every one that is loaded.
       final_norm: whether to keep the state after the final norm as well.
@@ -65,12 +66,23 @@ def plan_extraction(
       InputError: an unusable prompt, a text that is empty or longer than the context, a token or a layer that the
         model does not have.
     """
-    prompt = find_prompt(table.name, prompt) if isinstance(prompt, str) else prompt
+    dataset = texts.name if isinstance(texts, EntityTable) else ""
+    texts = _texts(texts)
+    prompt = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
     states = choose_states(files.config, files.complete, layers, final_norm)
     limits = {"max_length": files.config.context, "vocabulary": files.config.vocabulary}
-    tokens = tokenize(files.tokenizer, table.texts, prompt, **limits, seed=seed)
+    tokens = tokenize(files.tokenizer, texts, prompt, **limits, seed=seed)
     plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
-    return Extraction(table.texts, prompt, tokens, plan, states, files.config.width)
+    return Extraction(texts, prompt, tokens, plan, states, files.config.width)
+
+
+def _texts(texts: Sequence[str] | EntityTable) -> tuple[str, ...]:
+    """The texts of a table, or those given. Raises InputError where they are none."""
+    if isinstance(texts, EntityTable):
+        return texts.texts
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts) or not len(texts):
+        raise InputError('Texts are a list of one string or more, such as ["Paris", "Lima"], or a table.')
+    return tuple(texts)
 
 
 def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: Mesh) -> list[Extraction]:
@@ -173,7 +185,7 @@ def stream_moments(
 
 def extract_states(
     model: LanguageModel,
-    table: EntityTable,
+    texts: Sequence[str] | EntityTable,
     prompt: Prompt | str = "empty",
     *,
     layers: Sequence[int] | None = None,
@@ -182,11 +194,11 @@ def extract_states(
     store: str | PathLike | None = None,
     progress: Progress | None = None,
 ) -> Mapping[str, np.ndarray]:
-    """The hidden state of every entity's last token, at every layer.
+    """The hidden state of every text's last token, at every layer.
 
     Args:
       model: from `load_model`.
-      table: from `load_table`.
+      texts: N names, or a table from `load_table`, whose texts are read.
       prompt: a name that the data set has, or a template such as ``"Where is {}"``.
       layers: blocks to keep; default: all.
       final_norm: whether to keep the state after the final norm as well.
@@ -194,7 +206,7 @@ def extract_states(
       store: a folder to keep the states in; a start with the same settings goes on where it stopped. Default: memory.
 
     Returns:
-      state name -> [N, D] in the table's row order and the model's dtype; names are ``embed``, ``0`` .. ``L-1`` (the
+      state name -> [N, D] in the order of the texts and the model's dtype; names are ``embed``, ``0`` .. ``L-1`` (the
       residual stream after each block) and ``final_norm``.
 
     Raises:
@@ -203,14 +215,16 @@ def extract_states(
     if store is None and jax.process_count() > 1:
         raise InputError("Each of several processes would have some rows only. Name a store, a folder that all share.")
     extraction = plan_extraction(
-        model.files, table, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, seed=seed
+        model.files, texts, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, seed=seed
     )
     if store is not None:
         with open_store(store, model.files, extraction, model.dtype) as opened:
             if not opened.complete:
                 fill_store(opened, model, extraction, progress)
         return open_activations(store)
-    found = {state: np.empty((len(table), extraction.width), DTYPES[model.dtype]) for state in extraction.states}
+    found = {
+        state: np.empty((len(extraction.texts), extraction.width), DTYPES[model.dtype]) for state in extraction.states
+    }
     for shard in stream_states(model, extraction, "extract", progress):
         for state, values in shard.states.items():
             found[state][shard.rows] = values

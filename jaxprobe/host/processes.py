@@ -23,7 +23,7 @@ import safetensors.numpy
 from jax._src import distributed as jax_distributed  # the key-value store has no public name; Orbax imports it as well
 from jax.experimental import multihost_utils
 
-from jaxprobe.errors import InputError
+from jaxprobe.errors import InputError, first_line
 
 Tell = Callable[[int, Sequence[str]], None]  # shows the user why the job ends: its exit code, and lines
 # A process that was killed, or whose machine is gone, ends the others after this long. (JAX itself would after 100 s,
@@ -86,9 +86,7 @@ def start(processes: str, tell: Tell) -> None:
         detect = (
             "Outside of Cloud TPU, GKE and SLURM give I/N@HOST:PORT." if processes == "auto" else "Mend the address."
         )
-        raise InputError(
-            f"--processes {processes} can't be used: {str(error).strip().splitlines()[0].rstrip('.')}. {detect}"
-        ) from error
+        raise InputError(f"--processes {processes} can't be used: {first_line(error).rstrip('.')}. {detect}") from error
     finally:
         late.cancel()
 

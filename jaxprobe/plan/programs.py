@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums
+from jaxprobe.errors import first_line
 from jaxprobe.extract.forward import compiled_step
 from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, sum_columns
 from jaxprobe.mesh import spec
@@ -110,7 +111,7 @@ def _compile(counted: Program, platform: str, jitted: Callable, *arguments) -> P
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        refused = str(error).splitlines()[0]
+        refused = first_line(error)
         return Program(counted.name, 0, 0, 0, 0, 0, 0, (), time.perf_counter() - started, refused)
     memory, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     repeated = turns(text)

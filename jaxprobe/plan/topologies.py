@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxprobe.cost.chips import Machine
-from jaxprobe.errors import InputError
+from jaxprobe.errors import InputError, first_line
 
 _PLUGIN = "jax_plugins.xla_cuda13"
 # What XLA asks to know of a GPU. Sources: NVIDIA's tuning guides for compute capability 8.0 and 9.0, and data sheets;
@@ -97,7 +97,7 @@ def tpu_devices(machine: Machine) -> list[jax.Device]:
         remedy = f"Slices of this chip are listed on {machine.chip.source}."
         if importlib.util.find_spec("libtpu") is None:
             remedy = 'Install libtpu with: pip install "jaxprobe[tpu]".'
-        fact = str(error).splitlines()[0]
+        fact = first_line(error)
         raise InputError(f"Programs can't be compiled for {machine.topology} here ({fact}). {remedy}") from error
     if len(devices) != machine.count:
         raise InputError(f"{machine.topology} has {len(devices)} devices, not {machine.count}. Name another slice.")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.sphere import places_of
-from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import extract_states
 from jaxprobe.host.paths import AnyPath
@@ -78,7 +78,6 @@ def _read_state(run: Run, texts: Sequence[str], state: str, reporter: Reporter) 
     settings, files = run.settings, run.open_model(state)
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, settings.replicate_kv), mesh, settings.dtype, reporter)
-    unknown, none = np.zeros((len(texts), 1)), np.zeros(len(texts), bool)
-    table = EntityTable(run.dataset, tuple(texts), unknown, ("unknown",), ("",), none)
+    prompt = find_prompt(run.dataset, settings.prompt)
     options = {"layers": (int(state),) if state.isdecimal() else (), "final_norm": state == "final_norm"}
-    return extract_states(model, table, settings.prompt, **options, seed=settings.seed, progress=reporter)[state]
+    return extract_states(model, texts, prompt, **options, seed=settings.seed, progress=reporter)[state]

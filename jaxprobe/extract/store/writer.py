@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprobe.errors import InputError
+from jaxprobe.errors import InputError, first_line
 from jaxprobe.extract.store.layout import (
     COMMITTED,
     DTYPES,
@@ -241,7 +241,7 @@ class ActivationStore:
         safe = self.manifest.shards - len(self._missing)
         # Orbax and tensorstore wrap the system's error in their own words.
         full = os.strerror(errno.ENOSPC) in str(error) or getattr(error, "errno", None) == errno.ENOSPC
-        reason = "the disk is full" if full else str(error).strip().splitlines()[0]
+        reason = "the disk is full" if full else first_line(error)
         return InputError(
             f"Shard {shard} could not be written to {self.path}: {reason}. {safe} of {self.manifest.shards} shards are "
             f"safe. {'Free some space' if full else 'Mend the cause'} and run the same command again; it goes on there."

@@ -1,0 +1,368 @@
+"""The commands: each a dataclass whose fields are its options and whose docstrings are its help; calling one runs it.
+
+What takes seconds to import (JAX, transformers) is imported by the command that needs it, after what can be checked
+without.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxprobe.cli.output import Output
+from jaxprobe.errors import InputError
+from jaxprobe.experiments import registry
+from jaxprobe.host.paths import as_path, check_out
+from jaxprobe.settings import RunSettings, check_settings
+
+WRONG = 1  # what `jaxprobe doctor` exits with where it found something
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Hidden = tyro.conf.Suppress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command takes."""
+
+    quiet: Flag = False
+    """Print nothing but results and errors."""
+    json: Flag = False
+    """Print one JSON object on stdout; of what can't be used, its problems."""
+
+    def __call__(self, output: Output) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """See where a small model keeps the map of the world: 10,000 cities, about a minute on two cores."""
+
+    out: Path | None = None
+    """The run's folder; default: demo-run, or demo-run-LIMIT."""
+    limit: int | None = None
+    """Use a seeded sample of this many cities."""
+
+    def __call__(self, output: Output) -> None:
+        out = as_path(self.out or _smoke_folder("demo-run", self.limit))
+        run_settings(RunSettings(model="demo", dataset="cities", out=out, limit=self.limit), output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(RunSettings, Command):
+    """Read a model at each name's last token, probe every layer, write scores and a report."""
+
+    config: Path | None = None
+    """Take the settings from another run, its folder or config.json; further options change them."""
+    processes: str | None = None
+    """One of several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise I/N@HOST:PORT."""
+
+    def __call__(self, output: Output) -> None:
+        run_settings(settings_of(self), output, self.processes)
+
+
+def settings_of(command: RunSettings) -> RunSettings:
+    """The settings alone of a command that takes them among others."""
+    return RunSettings(**{field.name: getattr(command, field.name) for field in dataclasses.fields(RunSettings)})
+
+
+def run_settings(settings: RunSettings, output: Output, processes: str | None = None) -> None:
+    """Runs settings and prints the scores; of several processes the first one prints."""
+    from jaxprobe.runs.inputs import read_inputs
+
+    # What is wrong with a table or a folder is said before JAX is imported; several processes agree on it first.
+    inputs = read_inputs(settings) if processes is None else None
+    from jaxprobe.host.processes import is_main, job
+    from jaxprobe.runs.execute import run
+
+    with job(processes, output.tell):
+        output.quiet |= not is_main()
+        directory = run(settings, output.reporter(), inputs)
+        if is_main():
+            output.run(directory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Command):
+    """Where is it, or when? A finished run's probe on names of your own, with 90 % intervals."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    text: tuple[str, ...]
+    """Names, as the run's table spells them; the run's prompt is put around them."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.results.results import Run
+
+        run = Run(as_path(self.run))
+        from jaxprobe.runs.predict import predict
+
+        output.predictions(run, predict(run, self.text, output.reporter()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(Command):
+    """The paper's tables for one model, beside the paper's own numbers."""
+
+    model: str
+    """'demo', a Hugging Face folder, a .gguf file, or a hub name."""
+    out: Path | None = None
+    """Folder for the runs, one for each table and prompt, and for the tables of results; default: paper-runs, or
+    paper-runs-LIMIT."""
+    data_dir: Path | None = None
+    """Folder of the paper's tables; default: the variable JAXPROBE_DATA."""
+    prompts: tuple[str, ...] = ()
+    """Named prompts; default: the bare name, and each table's question."""
+    limit: int = 10_000
+    """Rows of each table, a seeded sample."""
+    full: Flag = False
+    """Use every row."""
+    random_weights: Flag = False
+    """Run the same architecture with random weights as well, on each table's first prompt."""
+
+    def __call__(self, output: Output) -> None:
+        limit = None if self.full else self.limit
+        out = as_path(self.out or _smoke_folder("paper-runs", limit))
+        check_settings(RunSettings(self.model, "cities", out, limit=limit))
+        check_out(out)
+        from jaxprobe.runs.paper import run_paper
+
+        options = self.data_dir, self.prompts, limit, self.random_weights
+        frame = run_paper(self.model, out, *options, reporter=output.reporter())
+        output.frame(frame, "Test R2, ours and the paper's", folder=str(out))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(RunSettings, Command):
+    """What a run would take on TPUs or GPUs that are not here: memory, operations, traffic, time. Reads no weights."""
+
+    topology: str
+    """v5e:8x8, v5p:2x2x4, v6e:4x4 (needs the extra `tpu`); a100:4, h100:8, h200:8 (compiled for with the extra
+    `plan-gpu`, else counted from shapes)."""
+    dataset: str = "cities"
+    """A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file."""
+    # Of the place and the looks of a run, nothing is planned.
+    out: Hidden[Path | None] = None
+    show_tokens: Hidden[bool] = False
+    repair: Hidden[bool] = False
+    store: Hidden[bool] = True
+    fold_group: Hidden[str | None] = None
+
+    def __call__(self, output: Output) -> None:
+        settings = settings_of(self)
+        check_settings(settings)
+        # Nothing runs here, and JAX would look for a TPU as soon as libtpu is installed.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the CUDA plugin says that it finds no driver
+        from jaxprobe.plan.planning import plan
+
+        names = ("mesh", "limit", "data_dir", "tokenizer", "replicate_kv")
+        options = {name: getattr(settings, name) for name in names}
+        options["dtype"] = settings.dtype or "bfloat16"
+        say = output.reporter().say
+        output.plan(plan(settings.model, self.topology, settings.dataset, settings.prompt, **options, say=say))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Command):
+    """Check the installation, the devices and a model's states against PyTorch; paste its lines into a bug report.
+
+    Exits with 1 where something is wrong; each such line says what to do.
+    """
+
+    model: str = "demo"
+    """Compared with Hugging Face in float32, where PyTorch is installed."""
+    tokenizer: str | None = None
+    """Folder or hub name of another tokenizer."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.cli.doctor import run_checks
+
+        if not output.checks(run_checks(self.model, self.tokenizer)):
+            sys.exit(WRONG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a run's stored states as plain files, rows in the order of entities.parquet."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    out: Path
+    """A name that ends in .safetensors: one file. Any other: a folder, with STATE.npy for each state (float32)."""
+    states: tuple[str, ...] = ()
+    """Which ones: embed, 0, 1, ..., final_norm; default: all that are stored."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.results.folder import RunDirectory, refuse_own_file
+
+        out = as_path(self.out)
+        refuse_own_file(out)
+        check_out(out, file=out.suffix == ".safetensors")
+        from jaxprobe.extract.store.export import export_activations
+
+        output.files(export_activations(RunDirectory(as_path(self.run)).activations_path, out, self.states or None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Command):
+    """Write one page about one or several finished runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs."""
+    out: Path | None = None
+    """The page; default: report.html in the first run's folder."""
+
+    def __call__(self, output: Output) -> None:
+        if not self.runs:
+            raise InputError("No run to report on. Name the folders of finished runs: jaxprobe report RUN...")
+        from jaxprobe.results.folder import RunDirectory, refuse_own_file
+
+        if self.out is not None:
+            refuse_own_file(as_path(self.out))
+        from jaxprobe.report.page import write_report
+
+        output.files([write_report(*map(RunDirectory, self.runs), path=self.out)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListTables(Command):
+    """The named tables, and where each is at hand."""
+
+    data_dir: Path | None = None
+    """Folder of the paper's tables; default: the variable JAXPROBE_DATA."""
+
+    def __call__(self, output: Output) -> None:
+        import pandas as pd
+
+        from jaxprobe.data.catalog import list_datasets
+
+        listed = [listing._replace(location=listing.location or "no") for listing in list_datasets(self.data_dir)]
+        frame = pd.DataFrame(listed).rename(columns={"location": "at hand", "attribution": "source"})
+        output.frame(frame, "Named tables")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchTable(Command):
+    """Download one of the paper's tables; its checksum is compared. The only command for data that uses a network."""
+
+    name: tyro.conf.Positional[str]
+    """As `jaxprobe data list` spells it."""
+    data_dir: Path | None = None
+    """Folder for the paper's tables; default: the variable JAXPROBE_DATA."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.data.fetch import fetch
+
+        output.files([fetch(self.name, self.data_dir)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportTable(Command):
+    """Write a named table as CSV or Parquet: to look at, or to begin one of your own from."""
+
+    name: tyro.conf.Positional[str]
+    """As `jaxprobe data list` spells it."""
+    out: Path
+    """The file to write, .csv or .parquet."""
+    data_dir: Path | None = None
+    """Folder of the paper's tables; default: the variable JAXPROBE_DATA."""
+    limit: int | None = None
+    """A seeded sample of this many rows."""
+
+    def __call__(self, output: Output) -> None:
+        out = as_path(self.out)
+        from jaxprobe.results.folder import refuse_own_file
+
+        refuse_own_file(out)
+        check_out(out, file=True)
+        check_settings(RunSettings("demo", self.name, limit=self.limit))
+        from jaxprobe.data.catalog import load_table
+        from jaxprobe.data.columns import write_frame
+
+        write_frame(load_table(self.name, data_dir=self.data_dir, limit=self.limit).to_frame(), out)
+        output.files([out])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverRuns(Command):
+    """What every experiment takes beside its own options."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.experiments import base
+
+        module = registry.load(type(self).__name__)
+        runs = base.check_runs(self.runs)
+        frame = module.run(runs, self, output.reporter())
+        path = base.write_table(module, frame, runs[0])
+        output.frame(base.printed(module, frame), type(self).__name__, table=str(path))
+        output.say(f"Every row: {path}; figures beside it.")
+
+
+def experiment(name: str) -> type[Command]:
+    """The command of an experiment, made of its options. Imports what the experiment needs."""
+    module = registry.load(name)
+    made = dataclasses.make_dataclass(name, [], bases=(module.Options, OverRuns), frozen=True, kw_only=True)
+    made.__doc__ = registry.summary(module)
+    return made
+
+
+def _experiment_help(name: str) -> str:
+    """The first sentence of an experiment's docstring, without importing it."""
+    spec = importlib.util.find_spec(f"jaxprobe.experiments.{name}")
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
+def _smoke_folder(name: str, limit: int | None) -> Path:
+    """A run of some rows goes beside the run of all, not into its folder."""
+    return Path(name if limit is None else f"{name}-{limit}")
+
+
+# Words of a command -> its dataclass, or what makes it.
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "run": RunCommand,
+    "predict": Predict,
+    "report": Report,
+    "export": Export,
+    "paper": Paper,
+    "plan": Plan,
+    "doctor": Doctor,
+    "data list": ListTables,
+    "data fetch": FetchTable,
+    "data export": ExportTable,
+}
+EXPERIMENTS = {f"experiment {name.replace('_', '-')}": name for name in registry.EXPERIMENTS}
+
+
+def find(words: str) -> type[Command] | None:
+    """The command of one or two words; None where there is none."""
+    if words in EXPERIMENTS:
+        return experiment(EXPERIMENTS[words])
+    return COMMANDS.get(words)
+
+
+def summaries() -> dict[str, str]:
+    """Words of each command -> what it does, in a line."""
+    docs: dict[str, Any] = {words: command.__doc__ for words, command in COMMANDS.items()}
+    docs |= {words: _experiment_help(name) for words, name in EXPERIMENTS.items()}
+    first: Callable[[str], str] = lambda text: " ".join(text.partition("\n\n")[0].split())
+    return {words: first(text) for words, text in docs.items()}
+
+
+def nearest(words: str, known: Sequence[str]) -> str:
+    """A hint at what may have been meant."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(words, known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
