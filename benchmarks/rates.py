@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable
 
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
 
 # A sample lasts about this long, in seconds; the best of REPEATS counts, as anything that disturbs only slows.
 SAMPLE_SECONDS = 0.1
@@ -13,7 +13,7 @@ REPEATS = 3
 SLOW_SECONDS = 1.0
 
 
-def matmul_shapes(config: LlamaConfig, rows: int, cube: int) -> dict[str, tuple[int, int, int]]:
+def matmul_shapes(config: ModelConfig, rows: int, cube: int) -> dict[str, tuple[int, int, int]]:
     """(M, K, N) of a block's products for ``rows`` tokens, and a cube."""
     d, f, kh = config.width, config.mlp_width, config.kv_heads * config.head_width
     heads = kh * config.queries_per_kv
@@ -21,7 +21,7 @@ def matmul_shapes(config: LlamaConfig, rows: int, cube: int) -> dict[str, tuple[
     return {name: (rows, *shape) for name, shape in shapes.items()} | {"cube": (cube, cube, cube)}
 
 
-def block_flops(config: LlamaConfig) -> int:
+def block_flops(config: ModelConfig) -> int:
     """Floating-point operations a token in the blocks' weight matrices; attention's own products are not counted."""
     d, kh = config.width, config.kv_heads * config.head_width
     return config.layers * (2 * 2 * d * kh * (config.queries_per_kv + 1) + 2 * 3 * d * config.mlp_width)
@@ -71,7 +71,7 @@ def jax_rates(shapes: dict[str, tuple[int, int, int]], dtype: str) -> dict[str, 
     return rates
 
 
-def jax_scan_rate(config: LlamaConfig, dtype: str, rows: int) -> float:
+def jax_scan_rate(config: ModelConfig, dtype: str, rows: int) -> float:
     """GFLOP/s of a scan over as many layers of the same shapes with nothing but their matmuls.
 
     The sums between them let every product count; the weights' scales keep their size the same from layer to layer.

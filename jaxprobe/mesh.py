@@ -30,6 +30,7 @@ LEGEND: dict[str, tuple[str, tuple[str, ...]]] = {
     "H": ("head width", ()),
     "F": ("MLP width", ("model",)),
     "V": ("vocabulary", ("model",)),
+    "P": ("row of a position table", ()),
 }
 
 

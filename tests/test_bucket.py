@@ -25,7 +25,8 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.store.layout import COMMITTED, DamagedError
 from jaxprobe.host.paths import as_path, is_local, remove_folder, replacing
 from jaxprobe.models.files import checkpoint
-from jaxprobe.models.files.checkpoint import open_checkpoint, weights_digest
+from jaxprobe.models.files.digest import weights_digest
+from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import find_model
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.runs.execute import run

@@ -14,8 +14,9 @@ from jaxprobe.data.table import EntityTable
 from jaxprobe.extract.extraction import extract_states
 from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh, parse_mesh, spec
+from jaxprobe.models.families.known import parameters
 from jaxprobe.models.load import load_model
-from jaxprobe.models.transformer import BLOCK_AXES, MODEL_AXES, Bins, Root
+from jaxprobe.models.transformer import Bins, Root
 from jaxprobe.plan.hlo import collectives
 from jaxprobe.runs.fit import fit_probes
 from tests.tiny_llama import assert_same_states, save_model
@@ -98,8 +99,8 @@ def test_copies_of_heads_give_the_same_states_and_scores(few_heads, table, whole
 def test_every_parameter_is_where_the_legend_says(folder, mesh):
     model = load(folder, mesh)
     sizes = model.config.sizes()
-    for name, axes in (BLOCK_AXES | MODEL_AXES).items():
-        weight = getattr(model.weights.blocks if name in BLOCK_AXES else model.weights, name)[...]
+    for name, parameter in parameters(model.config).items():
+        axes, weight = parameter.axes, getattr(model.weights.blocks if parameter.in_block else model.weights, name)[...]
         wanted = NamedSharding(model.mesh, spec(axes))
         assert weight.shape == tuple(sizes[letter] for letter in axes)
         assert weight.sharding.is_equivalent_to(wanted, weight.ndim), (name, weight.sharding)
@@ -146,7 +147,9 @@ def allowed_traffic(model, what):
     if fsdp > 1:
         # One block's weights, whole but for what ``model`` shares, when their turn comes.
         allowed["all-gather", True] += sum(
-            4 * count(axes[1:]) // (share if len(axes) > 2 else 1) for axes in BLOCK_AXES.values()
+            4 * count(one.axes[1:]) // (share if one.kind == "matrix" else 1)
+            for one in parameters(model.config).values()
+            if one.in_block
         )
         # The last norm's gains; and the token ids of all bins of the group, whose columns a device looks up ...
         allowed["all-gather", False] += 4 * count("D") + 4 * BINS // data * SLOTS

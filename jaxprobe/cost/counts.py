@@ -14,9 +14,9 @@ from jaxprobe.extract.forward import root_slots
 from jaxprobe.extract.sums import moments_size, wave_size
 from jaxprobe.extract.trie import Plan
 from jaxprobe.host.machine import product_rate
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families.known import parameters
 from jaxprobe.models.placement import parameter_bytes
-from jaxprobe.models.transformer import BLOCK_AXES
 
 # A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
 SHARE_OF_PRODUCT = 0.75
@@ -67,23 +67,25 @@ class Step(NamedTuple):
 # ---- The forward ------------------------------------------------------------------------------------------------
 
 
-def block_matrices() -> dict[str, str]:
+def block_matrices(config: ModelConfig) -> dict[str, str]:
     """Parameter -> axes, of one block's weights that are multiplied with; gains and biases are not."""
-    return {name: axes[1:] for name, axes in BLOCK_AXES.items() if "D" in axes and set(axes) - set("LD")}
+    known = parameters(config).items()
+    return {name: one.axes[1:] for name, one in known if one.in_block and one.kind == "matrix"}
 
 
-def matrix_weights(config: LlamaConfig) -> int:
+def matrix_weights(config: ModelConfig) -> int:
     """Numbers in one block's weight matrices."""
     sizes = config.sizes()
-    return sum(math.prod(sizes[letter] for letter in axes) for axes in block_matrices().values())
+    return sum(math.prod(sizes[letter] for letter in axes) for axes in block_matrices(config).values())
 
 
-def keys_met(slots: int, root: int) -> int:
-    """Slots that a slot of a bin attends over, on average: the root's, and of its bin half or all (see `attend`)."""
-    return root + 3 * slots // 4
+def keys_met(slots: int, root: int, platform: str) -> int:
+    """Slots that a slot of a bin attends over, on average: the root's, and of its bin all, or (see `attend`) on a CPU
+    half for the earlier half."""
+    return root + (3 * slots // 4 if platform == "cpu" else slots)
 
 
-def slot_operations(config: LlamaConfig, keys: int) -> int:
+def slot_operations(config: ModelConfig, keys: int) -> int:
     """Floating-point operations of the products of one slot in one block.
 
     The slot meets every weight in a multiplication and an addition, and each of its query heads meets ``keys`` slots
@@ -93,11 +95,11 @@ def slot_operations(config: LlamaConfig, keys: int) -> int:
     return 2 * (matrix_weights(config) + 2 * keys * heads)
 
 
-def forward_operations(plan: Plan, config: LlamaConfig) -> int:
+def forward_operations(plan: Plan, config: ModelConfig) -> int:
     """Floating-point operations of the matrix products in the forward passes of a plan."""
     shapes = [batch.tokens.shape for shard in plan.shards for batch in shard.batches]
-    root = len(plan.root)
-    return config.layers * sum(bins * slots * slot_operations(config, keys_met(slots, root)) for bins, slots in shapes)
+    keys = lambda slots: keys_met(slots, len(plan.root), "cpu")  # where it is asked for, see `forward_seconds`
+    return config.layers * sum(bins * slots * slot_operations(config, keys(slots)) for bins, slots in shapes)
 
 
 def forward_seconds(operations: float, mesh: Mesh) -> float | None:
@@ -120,10 +122,14 @@ def forward_steps(plan: Plan, states: int, mesh: Mapping[str, int], shares: int)
     return list(found.values())
 
 
-def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype: str, platform: str) -> Program:
+def count_step(config: ModelConfig, step: Step, mesh: Mapping[str, int], dtype: str, platform: str) -> Program:
     """The forward of ``step.bins`` bins. Its temporary memory is an upper bound: blocks run one after the other."""
     data, model, item = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1), ITEM_BYTES[dtype]
-    bins, keys, heads = step.bins // data, keys_met(step.slots, step.root), config.kv_heads * config.queries_per_kv
+    bins, keys, heads = (
+        step.bins // data,
+        keys_met(step.slots, step.root, platform),
+        config.kv_heads * config.queries_per_kv,
+    )
     numbers = bins * step.slots
     # Of one block: its weights (in float32 on a CPU, which widens them), and its float32 arrays.
     held = matrix_weights(config) // model
@@ -146,7 +152,7 @@ def count_step(config: LlamaConfig, step: Step, mesh: Mapping[str, int], dtype: 
     return Program("forward step", arguments, outputs, temporary, peak, operations, traffic, collectives)
 
 
-def _step_collectives(config: LlamaConfig, step: Step, mesh: Mapping[str, int], item: int) -> tuple[Collective, ...]:
+def _step_collectives(config: ModelConfig, step: Step, mesh: Mapping[str, int], item: int) -> tuple[Collective, ...]:
     """Two sums of the residual stream over ``model`` and one gathering of a block's weights over ``fsdp``, a block."""
     fsdp, model = mesh.get("fsdp", 1), mesh.get("model", 1)
     stream = 4 * step.bins // (mesh.get("data", 1) * fsdp) * step.slots * config.width

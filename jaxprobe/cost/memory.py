@@ -12,7 +12,7 @@ from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.extract.shares import share_count
 from jaxprobe.extract.sums import wave_size
 from jaxprobe.host.machine import free_memory, free_on_devices
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.placement import parameter_bytes
 from jaxprobe.probes.metrics import scoring_memory
 
@@ -52,7 +52,7 @@ def peak_of_streamed(parameters: int, forward: Program, sums: Program, exchanged
 
 def memory_needed(
     passes: Sequence[Extraction],
-    config: LlamaConfig,
+    config: ModelConfig,
     mesh: Mesh,
     dtype: str,
     *,

@@ -26,7 +26,7 @@ from jaxprobe.host.paths import AnyPath
 from jaxprobe.host.progress import Progress
 from jaxprobe.models.load import DTYPES, LanguageModel, fit_mesh
 from jaxprobe.models.placement import place
-from jaxprobe.models.transformer import random_llama
+from jaxprobe.models.transformer import random_weights
 from jaxprobe.probes.metrics import Interval, paired_difference, r2, score
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
 from jaxprobe.results.results import Run
@@ -70,7 +70,7 @@ def random_states(run: Run, state: str, reporter: Progress | None = None) -> Map
     files = run.open_model(state)
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     files = fit_mesh(files, mesh, settings.replicate_kv)
-    weights = random_llama(files.config, mesh, DTYPES[settings.dtype], settings.seed)
+    weights = random_weights(files.config, mesh, DTYPES[settings.dtype], settings.seed)
     model = LanguageModel(files, weights, mesh, settings.dtype)
     kept = () if layer is None else (layer,)
     options = {"layers": kept, "final_norm": state == "final_norm", "seed": settings.seed, "progress": reporter}

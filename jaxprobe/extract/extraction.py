@@ -27,7 +27,7 @@ from jaxprobe.extract.store.writer import ActivationStore, open_together
 from jaxprobe.extract.sums import MomentStream
 from jaxprobe.extract.trie import SLOTS, Plan, batch_shapes, plan_bins, with_one_width
 from jaxprobe.host.progress import Progress, default_progress
-from jaxprobe.models.files.checkpoint import weights_digest
+from jaxprobe.models.files.digest import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
 
 
@@ -70,7 +70,7 @@ def plan_extraction(
     texts = _texts(texts)
     prompt = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
     states = choose_states(files.config, files.complete, layers, final_norm)
-    limits = {"max_length": files.config.context, "vocabulary": files.config.vocabulary}
+    limits = {"max_length": files.config.longest_prompt, "vocabulary": files.config.vocabulary}
     tokens = tokenize(files.tokenizer, texts, prompt, **limits, seed=seed)
     plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
     return Extraction(texts, prompt, tokens, plan, states, files.config.width)
@@ -110,9 +110,7 @@ def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, 
     digest = hashlib.sha256(tokens.ids.tobytes() + tokens.starts.tobytes()).hexdigest()
     return {
         "weights_sha256": weights_digest(files.checkpoint),
-        "norm_epsilon": files.config.norm_epsilon,
-        # Their last digits may differ between machines that computed them.
-        "rope_frequencies": [float(f"{value:.9g}") for value in files.config.rope_frequencies],
+        "model": files.config.constants(),
         "prompt": extraction.prompt.template,
         "tokens_sha256": digest,
     }

@@ -14,9 +14,9 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.shares import Shares, find_shares, put_alike, put_bins, share_count, steps, take_rows, waves
 from jaxprobe.extract.trie import Batch, Plan
 from jaxprobe.mesh import spec
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.load import DTYPES, LanguageModel
-from jaxprobe.models.transformer import Bins, Forward, Llama, Root, forward
+from jaxprobe.models.transformer import Bins, Root, Transformer, forward, no_root
 
 # B bins for each device that shares the bins: enough rows to keep the matmuls at their full rate, and on a CPU no more,
 # since half a step is lost at the end of a shard.
@@ -53,7 +53,7 @@ def root_slots(tokens: np.ndarray) -> int:
 
 
 def choose_states(
-    config: LlamaConfig, complete: bool, layers: Sequence[int] | None, final_norm: bool
+    config: ModelConfig, complete: bool, layers: Sequence[int] | None, final_norm: bool
 ) -> tuple[str, ...]:
     """The states to collect: ``embed`` and every block's (or those of ``layers``), and the final norm on request.
 
@@ -153,22 +153,13 @@ def _put(batch: Batch, mesh: Mesh) -> Bins:
 
 @functools.lru_cache(maxsize=4)
 def compiled_step(
-    config: LlamaConfig, states: tuple[str, ...], mesh: Mesh, dtype: str
-) -> Callable[[Llama, Bins, Root], list[jax.Array]]:
+    config: ModelConfig, states: tuple[str, ...], mesh: Mesh, dtype: str
+) -> Callable[[Transformer, Bins, Root], list[jax.Array]]:
     """The jitted forward of one batch; returns the wanted rows of ``states``, in their order, in a few arrays."""
-    blocks = [int(state) for state in states if state.isdecimal()]
 
-    def step(weights: Llama, bins: Bins, root: Root) -> list[jax.Array]:
-        result = forward(weights, config, bins, root, mesh=mesh, sums_in_blocks=_sums_in_blocks(mesh, weights))
-        parts = []
-        if "embed" in states:
-            parts.append(result.embed[None])
-        if blocks:
-            every = len(blocks) == config.layers
-            parts.append(result.blocks if every else result.blocks[jnp.array(blocks)])
-        if "final_norm" in states:
-            parts.append(result.final_norm[None])
-        return [part.astype(DTYPES[dtype]) for part in parts]
+    def step(weights: Transformer, bins: Bins, root: Root) -> list[jax.Array]:
+        result = forward(weights, config, bins, root, mesh=mesh, sites=states, states_dtype=DTYPES[dtype])
+        return list(result.stacks.values())
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, spec("LBWD")))
 
@@ -189,27 +180,13 @@ def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_root(config: LlamaConfig, mesh: Mesh) -> Callable[[Llama, Bins], tuple[jax.Array, jax.Array]]:
-    def run(weights: Llama, bins: Bins) -> tuple[jax.Array, jax.Array]:
-        none = jnp.zeros((config.layers, 0, config.kv_heads, config.head_width), weights.blocks.key[...].dtype)
-        result: Forward = forward(
-            weights,
-            config,
-            bins,
-            Root(none, none, jnp.int32(0)),
-            mesh=mesh,
-            sums_in_blocks=_sums_in_blocks(mesh, weights),
-            return_keys=True,
-        )
+def _compiled_root(config: ModelConfig, mesh: Mesh) -> Callable[[Transformer, Bins], tuple[jax.Array, jax.Array]]:
+    def run(weights: Transformer, bins: Bins) -> tuple[jax.Array, jax.Array]:
+        root = no_root(config, weights.dtype)
+        result = forward(weights, config, bins, root, mesh=mesh, return_keys=True)
         return result.keys[:, 0], result.values[:, 0]
 
     return jax.jit(run, out_shardings=NamedSharding(mesh, spec("LRKH")))
-
-
-def _sums_in_blocks(mesh: Mesh, weights: Llama) -> bool:
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    whole = mesh.shape["model"] == mesh.shape["fsdp"] == 1
-    return on_cpu and whole and weights.blocks.down[...].dtype == jnp.float32
 
 
 def _check_finite(buffer: np.ndarray, states: tuple[str, ...], rows: np.ndarray, texts: Sequence[str] | None) -> None:

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import LEGEND
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
 
 _NAMES = {"K": "key/value heads", "F": "MLP units", "V": "vocabulary entries", "D": "columns of width"}
 # mesh axis -> the letters of a weight's axes that it shares
 _SHARED = {axis: [letter for letter in _NAMES if axis in LEGEND[letter][1]] for axis in ("model", "fsdp")}
 
 
-def fit_config(config: LlamaConfig, mesh: Mapping[str, int], replicate_kv: bool = False) -> LlamaConfig:
+def fit_config(config: ModelConfig, mesh: Mapping[str, int], replicate_kv: bool = False) -> ModelConfig:
     """The configuration as it runs on a mesh: with ``replicate_kv``, key/value heads repeated until they divide.
 
     Args:
@@ -46,7 +46,7 @@ def fit_config(config: LlamaConfig, mesh: Mapping[str, int], replicate_kv: bool 
     raise InputError(f"{' '.join(found)} {remedy}.")
 
 
-def _mesh_that_fits(config: LlamaConfig, mesh: Mapping[str, int]) -> str:
+def _mesh_that_fits(config: ModelConfig, mesh: Mapping[str, int]) -> str:
     """As many devices; what ``model`` and ``fsdp`` can't use goes to ``data``."""
     sizes = config.sizes()
     fits = dict(mesh)

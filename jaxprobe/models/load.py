@@ -12,12 +12,13 @@ from jaxprobe.errors import InputError
 from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.html import html_table
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.files.checkpoint import Checkpoint, open_checkpoint
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.files.checkpoint import Checkpoint
+from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import ModelSource, find_model
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.tokenizer import load_tokenizer
-from jaxprobe.models.transformer import Llama
+from jaxprobe.models.transformer import Transformer
 from jaxprobe.models.weights import check_tensors, load_weights, tensor_count
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -28,7 +29,7 @@ class ModelFiles(NamedTuple):
 
     source: ModelSource
     checkpoint: Checkpoint
-    config: LlamaConfig  # of the blocks that are wanted
+    config: ModelConfig  # of the blocks that are wanted
     tokenizer: PreTrainedTokenizerFast
     complete: bool  # whether every block is wanted, so that the final norm has its meaning
 
@@ -37,12 +38,12 @@ class LanguageModel(NamedTuple):
     """What an extraction needs of a model."""
 
     files: ModelFiles
-    weights: Llama
+    weights: Transformer
     mesh: Mesh
     dtype: str
 
     @property
-    def config(self) -> LlamaConfig:
+    def config(self) -> ModelConfig:
         return self.files.config
 
     def __repr__(self) -> str:
@@ -120,7 +121,7 @@ def read_weights(files: ModelFiles, mesh: Mesh, dtype: str, progress: Progress |
 def load_model(
     name: str, *, dtype: str | None = None, mesh: Mesh | None = None, replicate_kv: bool = False, **where
 ) -> LanguageModel:
-    """Loads a Llama-family model.
+    """Loads a model of a family that is known (see docs/families.md).
 
     Args:
       name: ``demo``, a Hugging Face folder (a path or ``gs://...``), a ``.gguf`` file, or a hub name.

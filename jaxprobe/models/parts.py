@@ -1,52 +1,48 @@
-"""The arithmetic of a Llama block as pure functions. Letters as in jaxprobe/mesh.py."""
+"""The parts of a block as pure functions. Letters as in jaxprobe/mesh.py."""
 
-import functools
-import math
+import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-
-def project(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """An einsum in the weight's dtype, summed in float32.
-
-    ``highest``: the defaults on TPU (bfloat16 passes) and on recent GPUs (TF32) are far too coarse for float32.
-    """
-    multiply = functools.partial(jnp.einsum, equation, precision="highest", preferred_element_type=jnp.float32)
-    x = x.astype(weight.dtype)
-    if weight.dtype == jnp.float32:
-        return multiply(x, weight)
-    # float32 holds the product of two bfloat16 numbers exactly, and its own products are faster on a CPU by half.
-    widened = lambda x, weight: multiply(x.astype(jnp.float32), weight.astype(jnp.float32))
-    return jax.lax.platform_dependent(x, weight, cpu=widened, default=multiply)
+from jaxprobe.models.arithmetic import Arithmetic
 
 
-SUM_BLOCK = 256
+def rms_norm(
+    x: Float[Array, "..."], gain: Float[Array, "..."], epsilon: float, offset: float = 0.0
+) -> Float[Array, "..."]:
+    """x over its root mean square, taken over the axes that ``gain`` has, times ``gain`` (+ ``offset``, in float32)."""
+    axes = tuple(range(x.ndim - gain.ndim, x.ndim))
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + epsilon)
+    gain = gain.astype(jnp.float32).reshape((1,) * (x.ndim - gain.ndim) + gain.shape)
+    return x * scale * (gain + offset if offset else gain)
 
 
-def project_blockwise(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`project`, its sums taken in blocks of at most 256 terms.
-
-    For CPUs: XLA adds a dot product's terms one after another there, so the rounding error grows with the square
-    root of their number. On the demo model states then differ from PyTorch's by 1.2e-5 at worst (PyTorch's own from
-    float64: 4.9e-6); with the two products that add to the residual stream in blocks, by 7e-6.
-    """
-    (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
-    summed = [letter for letter in right if letter in left and letter not in out]
-    terms = math.prod(weight.shape[right.index(letter)] for letter in summed)
-    blocks = min(-(-terms // SUM_BLOCK), weight.shape[right.index(summed[0])])
-    parts = zip(
-        jnp.array_split(x, blocks, left.index(summed[0])),
-        jnp.array_split(weight, blocks, right.index(summed[0])),
-        strict=True,
-    )
-    return functools.reduce(jnp.add, (project(equation, *part) for part in parts))
+def layer_norm(
+    x: Float[Array, "... D"], gain: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
+) -> Float[Array, "... D"]:
+    """x minus its mean, over its standard deviation, times ``gain`` plus ``bias``."""
+    leading = (1,) * (x.ndim - 1)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    gain, bias = (one.astype(jnp.float32).reshape(leading + one.shape) for one in (gain, bias))
+    return centred * scale * gain + bias
 
 
-def rms_norm(x: Float[Array, "... D"], gain: Float[Array, " D"], epsilon: float) -> Float[Array, "... D"]:
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
-    return x * scale * gain.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + gain.shape)
+def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."] | None) -> Float[Array, "..."]:
+    """x plus a bias over its last axes, where there is one."""
+    if bias is None:
+        return x
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
 def rotary_tables(
@@ -75,12 +71,21 @@ def attend(
     root_key: Float[Array, "R K H"],
     root_value: Float[Array, "R K H"],
     root_visible: Bool[Array, " R"],
+    *,
+    divisor: Float[Array, ""],
+    cap: float | None,
+    arithmetic: Arithmetic,
 ) -> Float[Array, "B T K G H"]:
     """Attention of every slot to the shared root and to its ancestors in its own bin.
 
     Heads go before slots, so that each product is a plain batch of matrices: on a CPU that is a third faster. No slot
-    sees a later one, so the earlier half of the slots leaves the later half's keys out, a quarter of the products
-    (quarters instead of halves were not faster).
+    sees a later one, so there the earlier half of the slots leaves the later half's keys out, a quarter of the
+    products (quarters instead of halves were not faster).
+
+    Args:
+      divisor: of the scores.
+      cap: of the scores: c tanh(score / c); None for none.
+      arithmetic: how products are taken, and in how many parts the slots attend.
     """
     (bins, slots), root = query.shape[:2], len(root_visible)
     by_head = lambda x: jnp.swapaxes(x, 1, 2)
@@ -88,17 +93,21 @@ def attend(
     keys = jnp.concatenate([before(root_key), by_head(key)], axis=2)
     values = jnp.concatenate([before(root_value), by_head(value)], axis=2)
     visible = jnp.concatenate([jnp.broadcast_to(root_visible[None, None], (bins, slots, root)), visible], axis=2)
-    query = jnp.moveaxis(query, 1, 3) / jnp.sqrt(jnp.float32(query.shape[-1]))
+    query = jnp.moveaxis(query, 1, 3) / divisor
 
     def mix(first: int, stop: int) -> Float[Array, "B K G part H"]:
         """For slots from ``first``: they see the root, and slots before ``stop``."""
         seen = root + stop
-        scores = project("BKGTH,BKSH->BKGTS", query[..., first:stop, :], keys[:, :, :seen])
+        scores = arithmetic.product("BKGTH,BKSH->BKGTS", query[..., first:stop, :], keys[:, :, :seen])
+        if cap is not None:
+            scores = cap * jnp.tanh(scores / cap)
         scores = jnp.where(visible[:, None, None, first:stop, :seen], scores, -jnp.inf)
         # A slot sees itself, so the maximum is finite.
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
         # Dividing after the product divides H numbers a slot instead of R + S.
-        return project("BKGTS,BKSH->BKGTH", weights, values[:, :, :seen]) / weights.sum(-1, keepdims=True)
+        mixed = arithmetic.product("BKGTS,BKSH->BKGTH", weights, values[:, :, :seen])
+        return mixed / weights.sum(-1, keepdims=True)
 
-    half = -(-slots // 2)
-    return jnp.moveaxis(jnp.concatenate([mix(0, half), mix(half, slots)], axis=3), 3, 1)
+    edges = [-(-slots * part // arithmetic.attention_parts) for part in range(arithmetic.attention_parts + 1)]
+    mixed = [mix(first, stop) for first, stop in itertools.pairwise(edges)]
+    return jnp.moveaxis(jnp.concatenate(mixed, axis=3), 3, 1)

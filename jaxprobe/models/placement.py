@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxprobe.mesh import LEGEND, MESH_AXES, make_mesh, parse_mesh, spec
-from jaxprobe.models.config import LlamaConfig
-from jaxprobe.models.transformer import BLOCK_AXES, MODEL_AXES
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families.known import parameters
 
 # The other half is for activations, for states on their way to the host, and for sums over rows.
 PARAMETER_SHARE = 0.5
 
 
-def parameter_bytes(config: LlamaConfig, mesh: Mapping[str, int], dtype: str) -> int:
+def parameter_bytes(config: ModelConfig, mesh: Mapping[str, int], dtype: str) -> int:
     """Bytes of parameters on each device of a mesh that they divide over."""
     sizes = config.sizes()
     count = 0
-    for axes in (*BLOCK_AXES.values(), *MODEL_AXES.values()):
+    for axes, *_ in parameters(config).values():
         devices = [axis for entry in spec(axes) if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
         count += math.prod(sizes[axis] for axis in axes) // math.prod(mesh.get(axis, 1) for axis in devices)
     return count * jnp.dtype(dtype).itemsize
@@ -31,7 +31,7 @@ def device_memory(devices: Sequence[jax.Device]) -> int | None:
     return min((stats["bytes_limit"] for stats in found if stats and "bytes_limit" in stats), default=None)
 
 
-def place(config: LlamaConfig, mesh: str | None, dtype: str) -> tuple[Mesh, str]:
+def place(config: ModelConfig, mesh: str | None, dtype: str) -> tuple[Mesh, str]:
     """The mesh that ``mesh`` asks for, or the chosen one of all devices, and the reason for it."""
     if mesh:
         return make_mesh(parse_mesh(mesh)), "as asked for"
@@ -41,7 +41,7 @@ def place(config: LlamaConfig, mesh: str | None, dtype: str) -> tuple[Mesh, str]
 
 
 def choose_mesh(
-    config: LlamaConfig, devices: int, bytes_per_device: int | None, dtype: str
+    config: ModelConfig, devices: int, bytes_per_device: int | None, dtype: str
 ) -> tuple[dict[str, int], str]:
     """Sizes of a mesh, and the reason for them in a sentence.
 
@@ -73,7 +73,7 @@ def choose_mesh(
     return {axis: size for axis, size in chosen.items() if size > 1} or {"data": 1}, reason
 
 
-def _meshes(config: LlamaConfig, devices: int) -> Iterator[dict[str, int]]:
+def _meshes(config: ModelConfig, devices: int) -> Iterator[dict[str, int]]:
     """Every mesh of all devices that the model's axes divide over."""
     sizes = config.sizes()
     shared = {axis: [sizes[letter] for letter in "DKFV" if axis in LEGEND[letter][1]] for axis in MESH_AXES}

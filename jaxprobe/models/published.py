@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxprobe.models.config import LlamaConfig, from_hugging_face
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families.known import read_config
 
 _FOLDER = Path(__file__).parent / "configs"
 
@@ -16,9 +17,9 @@ def published_models() -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=size))
 
 
-def find_published(name: str) -> tuple[str, LlamaConfig] | None:
+def find_published(name: str) -> tuple[str, ModelConfig] | None:
     """(short name, configuration) of ``llama-2-7b`` or ``meta-llama/Llama-2-7b-hf``; None for any other name."""
     for short, fields in published_models().items():
         if name.lower() in (short, fields["_name_or_path"].lower()):
-            return short, from_hugging_face(fields)
+            return short, read_config(fields)
     return None

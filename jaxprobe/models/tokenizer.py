@@ -11,11 +11,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import as_path, is_address
-from jaxprobe.models.files.checkpoint import Checkpoint, open_checkpoint
-from jaxprobe.models.files.source import SMALL_FILES, ModelSource
+from jaxprobe.models.files.checkpoint import Checkpoint
+from jaxprobe.models.files.open import open_checkpoint
+from jaxprobe.models.files.source import SMALL_FILES, ModelSource, find_tokenizer
 
 # tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
-_KNOWN_SPLITS = ("smollm", "llama-bpe")
+_KNOWN_SPLITS = ("smollm", "llama-bpe", "qwen2")
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
@@ -31,14 +32,17 @@ def load_tokenizer(
     """
     if tokenizer is None and source.is_gguf:
         checkpoint = checkpoint or open_checkpoint(source.path)
-        return _from_gguf(source.path.name, checkpoint.metadata)
+        return _from_gguf(source.path.name, getattr(checkpoint, "metadata", {}))
     place = tokenizer or str(source.path)
     try:
         with _on_this_machine(place) as folder:
             # use_fast is what gives character offsets; trust_remote_code stays off.
             loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"No tokenizer could be read from {place}. Name one with --tokenizer.") from error
+    except InputError:
+        raise
+    except Exception as error:  # the libraries raise whatever they come across in a file that is none
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"No tokenizer could be read from {place} ({cause}). Name one with --tokenizer.") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise InputError(f"The tokenizer of {place} gives no character offsets. Name a fast one with --tokenizer.")
     return loaded
@@ -46,9 +50,10 @@ def load_tokenizer(
 
 @contextmanager
 def _on_this_machine(place: str) -> Iterator[str]:
-    """What transformers can read: the place itself, or for an address a folder with copies of its small files."""
+    """A folder that transformers can read: the place itself, or one with an address's or a hub name's small files."""
     if not is_address(place):
-        yield place
+        # Fetched here, not by transformers, which tries a name that is not there for the better part of a minute.
+        yield place if Path(place).expanduser().exists() else str(find_tokenizer(place))
         return
     with tempfile.TemporaryDirectory() as folder:
         for file in as_path(place).iterdir():
@@ -71,6 +76,9 @@ def _from_gguf(file_name: str, metadata: Mapping[str, Any]) -> PreTrainedTokeniz
             f"is not verified here (verified: {', '.join(_KNOWN_SPLITS)}). Name the model's tokenizer with --tokenizer."
         )
     backend, _ = convert_gguf_tokenizer("llama", parts)
+    if kind == "llama" and parts.get("add_prefix_space") is False:
+        # The converter leaves the space before the text that most sentencepiece vocabularies were trained with.
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     if split == "smollm":
         # The converter leaves this kind at GPT-2's splitting; the model was trained with single digits.
         backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,13 +1,14 @@
 """Checkpoint tensors -> sharded parameters: each process reads only the slices that its devices hold.
 
-One table says, for each parameter, where it lies in a Hugging Face and in a GGUF checkpoint and how the file
-groups its axes. The loader walks the model's parameters, so a tensor that is missing can't go unnoticed.
+A family's table says where each parameter lies and how the file groups its axes. The loader walks the model's
+parameters, so a tensor that is missing can't go unnoticed.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,59 +19,41 @@ from jaxtyping import Array, Float, Int
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import spec
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families.family import Parameter, Tensor
+from jaxprobe.models.families.known import family_of, parameters
 from jaxprobe.models.files.checkpoint import Checkpoint
-from jaxprobe.models.transformer import BLOCK_AXES, KV_PARAMETERS, MODEL_AXES, Llama, abstract_llama
-
-
-class Weight(NamedTuple):
-    """Where one parameter lies in a checkpoint; ``{}`` stands for the layer."""
-
-    hugging_face: str
-    gguf: str
-    file_axes: tuple[str, ...]  # the file's dimensions, each a group of our letters, slowest first
-
-
-WEIGHTS: dict[str, Weight] = {
-    "embedding": Weight("model.embed_tokens.weight", "token_embd.weight", ("V", "D")),
-    "final_norm": Weight("model.norm.weight", "output_norm.weight", ("D",)),
-    "attention_norm": Weight("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", ("D",)),
-    "query": Weight("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight", ("KGH", "D")),
-    "key": Weight("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", ("KH", "D")),
-    "value": Weight("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight", ("KH", "D")),
-    "output": Weight("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight", ("D", "KGH")),
-    "mlp_norm": Weight("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", ("D",)),
-    "gate": Weight("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight", ("F", "D")),
-    "up": Weight("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight", ("F", "D")),
-    "down": Weight("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight", ("D", "F")),
-}
-# The output head is not run; old files also carry the rotary tables, which the configuration gives.
-_NOT_READ = re.compile(r"lm_head\.weight|output\.weight|rope_freqs\.weight|.*\.rotary_emb\.inv_freq")
-_LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
-
+from jaxprobe.models.transformer import Transformer, abstract_weights
 
 # ---- Checks, before anything is read ------------------------------------------------------------------------------
 
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk)\.(\d+)\.")
 
-def check_tensors(checkpoint: Checkpoint, config: LlamaConfig, layers: int) -> None:
+
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig, layers: int) -> None:
     """Compares the checkpoint's tensors with what ``layers`` blocks need.
 
     Raises:
       InputError: every tensor that is missing, of another shape, or present but not understood.
     """
-    found, sizes, problems = dict(checkpoint.shapes()), config.sizes(), []
-    for parameter, weight in WEIGHTS.items():
-        shape = tuple(int(np.prod([sizes[letter] for letter in group])) for group in weight.file_axes)
-        for name in {_file_name(checkpoint, parameter, layer) for layer in range(layers)}:
-            if name not in found:
-                problems.append(f"Tensor {name} {list(shape)} is missing. The checkpoint is not complete.")
-            elif (actual := found.pop(name)) != shape:
-                problems.append(f"Tensor {name} has shape {list(actual)}; the configuration asks for {list(shape)}.")
+    found, problems, needed = dict(checkpoint.shapes()), [], {}
+    for parameter, tensor in find_tensors(checkpoint, config).items():
+        shape = _file_shape(tensor, config)
+        each = range(layers) if parameters(config)[parameter].in_block else range(1)
+        needed |= {tensor.name.format(layer): shape for layer in each}
+    for name, shape in needed.items():
+        if name not in found:
+            problems.append(f"Tensor {name} {list(shape)} is missing. The checkpoint is not complete.")
+        elif (actual := found.pop(name)) != shape:
+            problems.append(f"Tensor {name} has shape {list(actual)}; the configuration asks for {list(shape)}.")
+    not_read = re.compile(family_of(config).NOT_READ)
     for name in found:
-        layer = _LAYER.match(name)
+        layer = _LAYER.search(name)
         beyond = layer is not None and layers <= int(layer[1]) < config.layers
-        if not beyond and not _NOT_READ.fullmatch(name):
-            problems.append(f"Tensor {name} is not part of a Llama: ignoring it might give other hidden states.")
+        if not beyond and not not_read.fullmatch(name):
+            problems.append(
+                f"Tensor {name} is not part of a {_called(config)}: ignoring it might give other hidden states."
+            )
     if problems:
         shown = problems[:10]
         if len(problems) > len(shown):
@@ -78,9 +61,44 @@ def check_tensors(checkpoint: Checkpoint, config: LlamaConfig, layers: int) -> N
         raise InputError(*shown)
 
 
-def _file_name(checkpoint: Checkpoint, parameter: str, layer: int) -> str:
-    weight = WEIGHTS[parameter]
-    return (weight.gguf if checkpoint.is_gguf else weight.hugging_face).format(layer)
+def _called(config: ModelConfig) -> str:
+    return f"model of the family {config.family}"
+
+
+def find_tensors(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in this checkpoint: the family's table with the prefix that the file's names have."""
+    family = family_of(config)
+    if checkpoint.is_gguf:
+        return family.gguf_tensors(config)
+    table, shapes = family.tensors(config), checkpoint.shapes()
+    at = lambda prefix: prefix + table["embedding"].name
+    prefix = next((prefix for prefix in family.PREFIXES if at(prefix) in shapes), family.PREFIXES[0])
+    found = {name: tensor._replace(name=prefix + tensor.name) for name, tensor in table.items()}
+    if "head" in table:
+        name = next((name for name in family.HEADS if name in shapes), family.HEADS[0])
+        found["head"] = table["head"]._replace(name=name)
+    return found
+
+
+def _lengths(tensor: Tensor, config: ModelConfig) -> tuple[dict[str, int], int]:
+    """Sizes of the file's letters, ``*`` among them, and where along its dimension the parameter begins."""
+    sizes = config.file_sizes() | {"*": len(tensor.beside)}
+    if not tensor.beside or any("*" in group for group in tensor.dims):
+        return sizes, 0
+    return sizes, sum(math.prod(sizes[letter] for letter in group) for group in tensor.beside[: tensor.at])
+
+
+def _file_shape(tensor: Tensor, config: ModelConfig) -> tuple[int, ...]:
+    sizes, _ = _lengths(tensor, config)
+    of = lambda group: math.prod(sizes[letter] for letter in group)
+    return tuple(sum(map(of, tensor.beside)) if group == _shared(tensor) else of(group) for group in tensor.dims)
+
+
+def _shared(tensor: Tensor) -> str | None:
+    """The dimension along which parameters lie one after the other."""
+    if not tensor.beside or any("*" in group for group in tensor.dims):
+        return None
+    return tensor.beside[tensor.at]
 
 
 # ---- Reading ------------------------------------------------------------------------------------------------------
@@ -88,18 +106,18 @@ def _file_name(checkpoint: Checkpoint, parameter: str, layer: int) -> str:
 Ranges = tuple[range, ...]  # one device's part of a tensor: a range along each axis
 
 
-def tensor_count(config: LlamaConfig) -> int:
+def tensor_count(config: ModelConfig) -> int:
     """Tensors that `load_weights` reads."""
-    return len(MODEL_AXES) + config.layers * len(BLOCK_AXES)
+    return sum(config.layers if parameter.in_block else 1 for parameter in parameters(config).values())
 
 
 def load_weights(
     checkpoint: Checkpoint,
-    config: LlamaConfig,
+    config: ModelConfig,
     mesh: Mesh,
     dtype: Any,
     advance: Callable[[int], None] = lambda count: None,
-) -> Llama:
+) -> Transformer:
     """Reads the parameters of ``config.layers`` blocks, each device's slice to that device.
 
     One tensor of the file at a time: a stacked parameter grows in place on the devices, layer by layer, so beyond the
@@ -110,15 +128,17 @@ def load_weights(
       dtype: of the parameters; the devices convert from the file's.
       advance: told the number of tensors that were read since.
     """
-    graph, state = abstract_llama(config, mesh, dtype)
+    graph, state = abstract_weights(config, mesh, dtype)
+
+    table, known = find_tensors(checkpoint, config), parameters(config)
 
     def load(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
         def tensor(layer: int) -> jax.Array:
-            found = _read_tensor(checkpoint, config, mesh, name, layer)
+            found = _read_tensor(checkpoint, config, mesh, known[name], table[name], layer)
             advance(1)
             return found
 
-        if name in MODEL_AXES:
+        if not known[name].in_block:
             return tensor(0).astype(shape.dtype)
         stacked = _zeros(shape)
         for layer in range(config.layers):
@@ -147,12 +167,14 @@ def _set_layer(
     return jax.lax.with_sharding_constraint(result, shape.sharding)
 
 
-def _read_tensor(checkpoint: Checkpoint, config: LlamaConfig, mesh: Mesh, parameter: str, layer: int) -> jax.Array:
-    """One tensor of the file on the devices, in our order of axes and the file's dtype.
+def _read_tensor(
+    checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, parameter: Parameter, tensor: Tensor, layer: int
+) -> jax.Array:
+    """One parameter of one layer on the devices, in our order of axes and the file's dtype.
 
     Every distinct part is read once, whatever the number of devices that hold it.
     """
-    axes = (BLOCK_AXES | MODEL_AXES)[parameter].removeprefix("L")
+    axes = parameter.axes.removeprefix("L")
     sizes, sharding = config.sizes(), NamedSharding(mesh, spec(axes))
     shape = tuple(sizes[letter] for letter in axes)
     holders: dict[Ranges, list[jax.Device]] = {}
@@ -162,40 +184,49 @@ def _read_tensor(checkpoint: Checkpoint, config: LlamaConfig, mesh: Mesh, parame
     parts = []
     for ranges, devices in holders.items():
         # Putting a transposed view on a device is several times faster than a transpose by NumPy, or by XLA on a CPU.
-        first = jax.device_put(_read_part(checkpoint, config, parameter, layer, axes, ranges), devices[0])
+        copies = config.kv_copies if parameter.per_kv_head else 1
+        values = _read_part(checkpoint, config, tensor, layer, axes, ranges, copies)
+        first = jax.device_put(values, devices[0])
         parts += [first, *(jax.device_put(first, device) for device in devices[1:])]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def _read_part(
-    checkpoint: Checkpoint, config: LlamaConfig, parameter: str, layer: int, axes: str, ranges: Ranges
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    tensor: Tensor,
+    layer: int,
+    axes: str,
+    ranges: Ranges,
+    copies: int,
 ) -> np.ndarray:
-    """One device's part of a tensor, as a view in our order of axes of a copy in the file's."""
-    groups = WEIGHTS[parameter].file_axes
-    letters, sizes = "".join(groups), config.sizes()
+    """One device's part of a parameter, as a view in our order of axes of a copy in the file's."""
     wanted = dict(zip(axes, ranges, strict=True))
-    copies = config.kv_copies if parameter in KV_PARAMETERS else 1
     if copies > 1:
         heads = wanted["K"]
         wanted["K"] = range(heads.start // copies, -(-heads.stop // copies))
+    file_sizes, begin = _lengths(tensor, config)
+    sizes = config.sizes() | {"*": len(tensor.beside)} | ({"K": file_sizes["K"]} if copies > 1 else {})
     # Only the first letter of a group is ever shared over devices, so a part of it is contiguous in the file.
     index = []
-    for group in groups:
-        inner = int(np.prod([sizes[letter] for letter in group[1:]]))
-        first = wanted[group[0]]
-        index.append(slice(first.start * inner, first.stop * inner))
+    for group in tensor.dims:
+        inner = math.prod(sizes[letter] for letter in group[1:])
+        first, start = wanted[group[0]], begin if group == _shared(tensor) else 0
+        index.append(slice(start + first.start * inner, start + first.stop * inner))
+    letters = "".join(tensor.dims)
+    values = checkpoint.read(tensor.name.format(layer), tuple(index))
+    if "*" in letters:
+        values = values.reshape([sizes["*"] if letter == "*" else len(wanted[letter]) for letter in letters])
+        values = np.take(values, tensor.at, axis=letters.index("*"))
+        letters = letters.replace("*", "")
     # A copy: devices of the host's own may take an array as it stands, and would keep the file mapped.
-    values = np.array(checkpoint.read(_file_name(checkpoint, parameter, layer), tuple(index)))
-    values = values.reshape([len(wanted[letter]) for letter in letters])
-    if checkpoint.is_gguf and parameter in ("query", "key"):
-        values = _undo_interleaving(values, letters.index("H"))
-    if copies > 1:  # the file's K comes first
-        skipped = heads.start % copies
-        values = np.repeat(values, copies, axis=0)[skipped : skipped + len(heads)]
+    values = np.array(values).reshape([len(wanted[letter]) for letter in letters])
+    if tensor.head_order:
+        values = np.take(values, tensor.head_order, axis=letters.index("H"))
+    if tensor.offset:
+        values = values.astype(np.float32) + np.float32(tensor.offset)
+    if copies > 1:
+        skipped, at = heads.start % copies, letters.index("K")
+        values = np.repeat(values, copies, axis=at)
+        values = np.take(values, range(skipped, skipped + len(heads)), axis=at)
     return values.transpose([letters.index(letter) for letter in axes])
-
-
-def _undo_interleaving(values: np.ndarray, axis: int) -> np.ndarray:
-    """llama.cpp's converter lays rotary pairs (i, i + H/2) side by side; puts them back."""
-    split = values.reshape(*values.shape[:axis], values.shape[axis] // 2, 2, *values.shape[axis + 1 :])
-    return split.swapaxes(axis, axis + 1).reshape(values.shape)

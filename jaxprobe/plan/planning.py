@@ -1,6 +1,5 @@
 """A plan: what a table and a prompt would take of a model on a machine, and how long it would last."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,11 @@ from jaxprobe.extract.sums import wave_size
 from jaxprobe.extract.trie import Plan, plan_bins
 from jaxprobe.host.paths import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
-from jaxprobe.models.config import LlamaConfig, from_hugging_face
-from jaxprobe.models.files.checkpoint import GGUFCheckpoint, folder_config
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families.known import read_config as read_model_config
+from jaxprobe.models.files.checkpoint import read_json
+from jaxprobe.models.files.gguf import GGUFCheckpoint
+from jaxprobe.models.files.safetensors import folder_config
 from jaxprobe.models.files.source import DEMO_MODEL, ModelSource, find_model
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.load import DTYPES, choose_dtype
@@ -50,7 +52,7 @@ class RunPlan(NamedTuple):
     """What a run would take. Sizes in bytes and of each chip, times in seconds."""
 
     model: str
-    config: LlamaConfig
+    config: ModelConfig
     machine: Machine
     mesh: dict[str, int]
     mesh_reason: str
@@ -162,7 +164,7 @@ class _Job(NamedTuple):
 
     machine: Machine
     mesh: dict[str, int]
-    config: LlamaConfig
+    config: ModelConfig
     states: tuple[str, ...]
     dtype: str
     table: EntityTable
@@ -182,14 +184,14 @@ class _Job(NamedTuple):
         return int((~self.table.is_test).sum())
 
 
-def _find_shape(model: str) -> tuple[str, LlamaConfig, ModelSource | None, GGUFCheckpoint | None]:
+def _find_shape(model: str) -> tuple[str, ModelConfig, ModelSource | None, GGUFCheckpoint | None]:
     """(name, configuration, where a tokenizer may be, and the file that was parsed for it)."""
     published = find_published(model)
     if published:
         return *published, None, None
     path = as_path(model).expanduser()
     if path.suffix == ".json" and path.is_file():
-        return path.stem, from_hugging_face(json.loads(path.read_text(encoding="utf-8"))), None, None
+        return path.stem, read_model_config(read_json(path)), None, None
     source = find_model(model, weights=False)
     if source.is_gguf:
         checkpoint = GGUFCheckpoint(source.path)
@@ -206,7 +208,7 @@ def _tokenizer(
     return load_tokenizer(find_model(DEMO_MODEL)), _NOT_ITS_OWN
 
 
-def _steps(layout: Plan, config: LlamaConfig, mesh: dict[str, int], shares: int) -> tuple[Step, float]:
+def _steps(layout: Plan, config: ModelConfig, mesh: dict[str, int], shares: int) -> tuple[Step, float]:
     """The largest step of all shares, and how many of its size the table takes."""
     step = max(forward_steps(layout, config.layers + 1, mesh, shares), key=lambda one: one.bins * one.slots)
     slots = sum(

@@ -15,9 +15,9 @@ from jaxprobe.errors import first_line
 from jaxprobe.extract.forward import compiled_step
 from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, sum_columns
 from jaxprobe.mesh import spec
-from jaxprobe.models.config import LlamaConfig
+from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.load import DTYPES
-from jaxprobe.models.transformer import Bins, Root, abstract_llama
+from jaxprobe.models.transformer import Bins, Root, abstract_weights
 from jaxprobe.plan.hlo import collectives, turns
 from jaxprobe.plan.topologies import compiler_options, without_cache
 from jaxprobe.probes import search as solve
@@ -27,11 +27,11 @@ from jaxprobe.probes.moments import ROTATED
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 
-def forward_program(config: LlamaConfig, states: tuple[str, ...], step: Step, mesh: Mesh, dtype: str) -> Program:
+def forward_program(config: ModelConfig, states: tuple[str, ...], step: Step, mesh: Mesh, dtype: str) -> Program:
     """One step of the forward, as `run_plan` runs it."""
     platform = mesh.devices.flat[0].platform
     counted = count_step(config, step, mesh.shape, dtype, platform)
-    graph, parameters = abstract_llama(config, mesh, DTYPES[dtype])
+    graph, parameters = abstract_weights(config, mesh, DTYPES[dtype])
     bins = Bins(*(_shaped((step.bins, n), jnp.int32, mesh, spec("BT")) for n in (*(step.slots,) * 3, step.wanted)))
     keys = _shaped((config.layers, step.root, config.kv_heads, config.head_width), DTYPES[dtype], mesh, spec("LRKH"))
     root = Root(keys, keys, jax.ShapeDtypeStruct((), jnp.int32))

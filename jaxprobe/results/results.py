@@ -289,7 +289,7 @@ class Run:
         Raises:
           InputError: as `models.load.open_model`, or its weights are not those that the run was made from.
         """
-        from jaxprobe.models.files.checkpoint import weights_digest
+        from jaxprobe.models.files.digest import weights_digest
         from jaxprobe.models.load import open_model
 
         settings = self.settings

@@ -37,8 +37,9 @@ def test_lines_for_a_bug_report(model, capsys, monkeypatch):
 def test_a_model_that_is_run_wrongly_is_found(model):
     files = open_model(model)
     # A hundredth: as if the checkpoint's theta had been read with a digit lost.
-    turned = tuple(frequency * 1.01 for frequency in files.config.rope_frequencies)
-    wrong = files._replace(config=dataclasses.replace(files.config, rope_frequencies=turned))
+    (rotary,) = files.config.rotaries
+    turned = rotary._replace(frequencies=tuple(frequency * 1.01 for frequency in rotary.frequencies))
+    wrong = files._replace(config=dataclasses.replace(files.config, rotaries=(turned,)))
     assert doctor.compare_states(files).kind == "ok"
     check = doctor.compare_states(wrong)
     assert check.kind == "wrong" and "The first state that differs: 0" in check.found and check.remedy

@@ -11,11 +11,11 @@ from flax import nnx
 from jaxprobe.cost.counts import Step, count_ridge, count_step, forward_operations, forward_seconds, matrix_weights
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.published import find_published
-from jaxprobe.models.transformer import Bins, Root, abstract_llama, forward, random_llama
+from jaxprobe.models.transformer import Bins, Root, abstract_weights, forward, random_weights
 from jaxprobe.plan.hlo import Collective
 from jaxprobe.probes import cholesky
+from tests.tiny_llama import llama_config
 
 STEP = Step(bins=4, slots=128, root=16, wanted=24, states=33)
 
@@ -43,13 +43,13 @@ def products(jaxpr, times=1):
 def test_operations_of_a_step_are_those_of_the_traced_forward(name):
     _, config = find_published(name)
     mesh = make_mesh({"data": 1})
-    graph, parameters = abstract_llama(config, mesh, jnp.bfloat16)
+    graph, parameters = abstract_weights(config, mesh, jnp.bfloat16)
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     bins = Bins(*(ints(STEP.bins, STEP.slots),) * 3, ints(STEP.bins, STEP.wanted))
     keys = jax.ShapeDtypeStruct((config.layers, STEP.root, config.kv_heads, config.head_width), jnp.bfloat16)
-    run = lambda model, bins, root: forward(model, config, bins, root, mesh=mesh, sums_in_blocks=False)
+    run = lambda model, bins, root: forward(model, config, bins, root, mesh=mesh, sites=config.states()).stacks
     traced = jax.make_jaxpr(run)(nnx.merge(graph, parameters), bins, Root(keys, keys, ints()))
-    counted = count_step(config, STEP, {}, "bfloat16", "gpu")
+    counted = count_step(config, STEP, {}, "bfloat16", "cpu")
     assert counted.operations == products(traced.jaxpr)
     assert counted.outputs == 2 * math.prod((STEP.states, STEP.bins, STEP.wanted, config.width))
     assert counted.collectives == ()
@@ -94,21 +94,20 @@ BESIDE_PRODUCTS = 0.06
 
 @pytest.mark.parametrize("root", [(), tuple(range(16))], ids=["no root", "root"])
 def test_operations_are_those_that_xla_counts(root):
-    config = LlamaConfig(1, 256, 4, 2, 32, 512, 64, 128, 1e-5, tuple(np.ones(16)))
+    config = llama_config(layers=1, width=256, head_width=32, mlp_width=512, vocabulary=64, context=128)
     sequences = [[*root, 20 + i % 40, i % 7, i % 5] for i in range(200)]
     ids, starts = np.concatenate(sequences).astype(np.int32), np.cumsum([0, *map(len, sequences)])
     plan = plan_bins(ids, starts, bins=2, slots=64)
     mesh = make_mesh({"data": 1})
-    model = random_llama(config, mesh, np.dtype("float32"))
+    model = random_weights(config, mesh, np.dtype("float32"))
     batches = [batch for shard in plan.shards for batch in shard.batches]
     slots = len(plan.root)
     keys = np.zeros((1, slots, 4, 32), np.float32)
     counted = 0.0
     for batch in batches:
         bins = Bins(batch.tokens, batch.positions, batch.ends, batch.wanted)
-        step = jax.jit(
-            lambda bins, root: forward(model, config, bins, root, mesh=mesh, sums_in_blocks=False).final_norm
-        )
+        run = lambda bins, root: forward(model, config, bins, root, mesh=mesh, sites=("final_norm",)).stacks
+        step = jax.jit(run)
         counted += step.lower(bins, Root(keys, keys, np.int32(slots))).compile().cost_analysis()["flops"]
     assert forward_operations(plan, config) == pytest.approx(counted, rel=BESIDE_PRODUCTS)
 

@@ -12,11 +12,11 @@ from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.extract.sums import moments_size
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.config import LlamaConfig
 from jaxprobe.plan.programs import forward_program
 from jaxprobe.probes.metrics import score, scoring_memory
+from tests.tiny_llama import llama_config
 
-CONFIG = LlamaConfig(3, 256, 4, 2, 32, 1024, 256, 1024, 1e-5, tuple(np.ones(16)))
+CONFIG = llama_config(width=256, head_width=32, mlp_width=1024, vocabulary=256, context=1024)
 STATES = ("embed", "0", "1", "2")
 ENTITIES = 3000
 

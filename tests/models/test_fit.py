@@ -6,22 +6,17 @@ import pytest
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.config import LlamaConfig
 from jaxprobe.models.fit import fit_config
+from tests.tiny_llama import llama_config
 
 
 def config(kv_heads=8, queries_per_kv=2, mlp_width=128, vocabulary=96, width=64):
-    return LlamaConfig(
-        layers=3,
-        width=width,
+    return llama_config(
         kv_heads=kv_heads,
         queries_per_kv=queries_per_kv,
-        head_width=8,
         mlp_width=mlp_width,
         vocabulary=vocabulary,
-        context=256,
-        norm_epsilon=1e-5,
-        rope_frequencies=(1.0, 0.1, 0.01, 0.001),
+        width=width,
     )
 
 

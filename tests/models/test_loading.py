@@ -14,9 +14,10 @@ import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.files.checkpoint import open_checkpoint
+from jaxprobe.models.families.known import parameters
+from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.fit import fit_config
-from jaxprobe.models.transformer import BLOCK_AXES, random_llama
+from jaxprobe.models.transformer import random_weights
 from jaxprobe.models.weights import _set_layer, load_weights
 from tests.tiny_llama import save_llama
 
@@ -93,7 +94,7 @@ os.environ["XLA_FLAGS"], os.environ["JAX_PLATFORMS"] = "--xla_force_host_platfor
 from pathlib import Path
 import jax, numpy, safetensors
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.files.checkpoint import open_checkpoint
+from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.weights import load_weights
 from jaxprobe.host.progress import peak_memory
 folder, mesh = Path(sys.argv[1]), make_mesh(parse_mesh(sys.argv[2]))
@@ -139,7 +140,7 @@ class Counting:
     """A checkpoint that notes what is read of it."""
 
     def __init__(self, checkpoint):
-        self.checkpoint, self.is_gguf, self.reads = checkpoint, checkpoint.is_gguf, []
+        self.checkpoint, self.is_gguf, self.shapes, self.reads = checkpoint, checkpoint.is_gguf, checkpoint.shapes, []
 
     def read(self, name, index):
         self.reads.append((name, index))
@@ -196,7 +197,7 @@ def test_copies_of_heads_hold_the_same_numbers(tmp_path, model_devices):
     checkpoint, mesh = open_checkpoint(tmp_path), make_mesh({"model": model_devices})
     whole = load_weights(checkpoint, checkpoint.config(), make_mesh({"data": 1}), "float32")
     copied = load_weights(checkpoint, replicated(checkpoint.config(), mesh), mesh, "float32")
-    for name in BLOCK_AXES:
+    for name in (name for name, one in parameters(checkpoint.config()).items() if one.in_block):
         expected, found = (np.asarray(getattr(model.blocks, name)[...]) for model in (whole, copied))
         if name in ("key", "value"):
             expected = np.repeat(expected, model_devices // 2, axis=2)
@@ -208,7 +209,7 @@ def test_copies_of_heads_hold_the_same_numbers(tmp_path, model_devices):
 def test_random_weights_with_copies_of_heads_are_the_same_model(tmp_path):
     save_llama(tmp_path, kv_heads=2)
     config, one = open_checkpoint(tmp_path).config(), make_mesh({"data": 1})
-    whole, copied = (random_llama(c, one, "float32", seed=3) for c in (config, config.with_kv_copies(4)))
+    whole, copied = (random_weights(c, one, "float32", seed=3) for c in (config, config.with_kv_copies(4)))
     for name in ("query", "output", "down"):
         expected, found = (np.asarray(getattr(model.blocks, name)[...]).ravel() for model in (whole, copied))
         np.testing.assert_array_equal(found, expected, err_msg=name)

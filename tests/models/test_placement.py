@@ -10,7 +10,7 @@ from jaxprobe.mesh import make_mesh
 from jaxprobe.models.fit import fit_config
 from jaxprobe.models.placement import choose_mesh, device_memory, parameter_bytes, place
 from jaxprobe.models.published import find_published
-from jaxprobe.models.transformer import abstract_llama
+from jaxprobe.models.transformer import abstract_weights
 
 GB = 10**9
 
@@ -22,7 +22,7 @@ def config_of(name):
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"model": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "model": 4}])
 def test_parameter_bytes_are_those_of_the_models_own_shards(mesh):
     config = config_of("llama-3.1-8b")
-    _, state = abstract_llama(config, make_mesh(mesh), jnp.bfloat16)
+    _, state = abstract_weights(config, make_mesh(mesh), jnp.bfloat16)
     leaves = jax.tree.leaves(state)
     assert parameter_bytes(config, mesh, "bfloat16") == sum(
         2 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves

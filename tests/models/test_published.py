@@ -28,7 +28,7 @@ def test_parameters_and_constants(name):
     assert config.context == (4096 if name.startswith("llama-2") else 131_072)
     # The slowest pair turns by theta^-(126/128); Llama 3.1 stretches it by 8.
     theta, stretch = (10_000, 1) if name.startswith("llama-2") else (500_000, 8)
-    assert config.rope_frequencies[-1] == pytest.approx(theta ** (-126 / 128) / stretch)
+    assert config.rotaries[0].frequencies[-1] == pytest.approx(theta ** (-126 / 128) / stretch)
 
 
 def test_hub_names_are_known_and_others_are_not():

@@ -1,7 +1,9 @@
 """The tokenizer from a GGUF file: splitting as the model was trained, BOS known, unknown kinds refused."""
 
+import re
 import subprocess
 import sys
+import time
 
 import gguf
 import pytest
@@ -73,8 +75,58 @@ def test_another_tokenizer_can_be_named(tmp_path):
 
 def test_a_folder_without_a_tokenizer(tmp_path):
     save_llama(tmp_path)
-    with pytest.raises(InputError, match="No tokenizer could be read"):
+    with pytest.raises(InputError, match=r"No tokenizer could be read from .* \(.+\). Name one with --tokenizer"):
         load_tokenizer(find_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"model": 3}', '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_file_that_is_none(tmp_path, content):
+    save_llama(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"(No tokenizer could be read|gives no character offsets)"):
+        load_tokenizer(find_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["nope", "./nope", "nope/nope/nope", "no such/name", "someone/tokenizer.json"])
+def test_a_tokenizer_that_is_not_there_is_said_at_once(name):
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=f"No tokenizer at {re.escape(name)}. Name a folder"):
+        load_tokenizer(find_model("demo"), name)
+    assert time.perf_counter() - started < 5
+
+
+def write_sentencepiece(path, **settings):
+    """A GGUF file with a sentencepiece vocabulary of a few words."""
+    tokens = ["<unk>", "<s>", "</s>", "\u2581", "P", "a", "r", "i", "s", "Pa", "ri", "ris", "Paris", "\u2581Paris"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 3 + [-float(place) for place in range(len(tokens) - 4, 0, -1)] + [0.0])
+    writer.add_token_types([2, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    for name, value in settings.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, ["\u2581Paris"]),
+        ({"add_space_prefix": True}, ["\u2581Paris"]),
+        ({"add_space_prefix": False}, ["Paris"]),
+    ],
+)
+def test_the_space_before_a_sentencepiece_text_is_as_the_file_says(tmp_path, settings, tokens):
+    write_sentencepiece(tmp_path / "pieces.gguf", **settings)
+    tokenizer = load_tokenizer(find_model(str(tmp_path / "pieces.gguf")))
+    assert tokenizer.tokenize("Paris") == tokens and tokenizer.bos_token_id == 1
+    assert tokenizer.tokenize("Paris Paris")[1:] == ["\u2581Paris"]
 
 
 def test_a_gguf_tokenizer_needs_no_pytorch():

@@ -6,13 +6,14 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 from gguf.quants import quantize
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.files.checkpoint import open_checkpoint, weights_digest
+from jaxprobe.models.files.digest import weights_digest
+from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import find_model
-from jaxprobe.models.transformer import BLOCK_AXES
 from jaxprobe.models.weights import check_tensors, load_weights
 from tests.tiny_llama import reference, save_llama
 
@@ -83,7 +84,7 @@ def load(path, mesh=None):
 
 
 def parameters(model):
-    found = {name: np.asarray(getattr(model.blocks, name)[...]) for name in BLOCK_AXES}
+    found = {name: np.asarray(value) for name, value in nnx.to_pure_dict(nnx.state(model.blocks)).items()}
     return found | {"embedding": np.asarray(model.embedding[...]), "final_norm": np.asarray(model.final_norm[...])}
 
 
@@ -143,8 +144,14 @@ def change(folder, tmp_path, **tensors):
             {"model.layers.1.mlp.up_proj.weight": np.zeros((3, 64), np.float32)},
             r"shape \[3, 64\]; .* asks for \[128, 64\]",
         ),
-        ({"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}, "q_proj.bias is not part of a Llama"),
-        ({"model.layers.3.input_layernorm.weight": np.ones(64, np.float32)}, "layers.3.* is not part of a Llama"),
+        (
+            {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)},
+            "q_proj.bias is not part of a model of the family llama",
+        ),
+        (
+            {"model.layers.3.input_layernorm.weight": np.ones(64, np.float32)},
+            "layers.3.* is not part of a model of the family llama",
+        ),
     ],
 )
 def test_missing_extra_and_misshapen_tensors_are_named(folder, tmp_path, tensors, message):

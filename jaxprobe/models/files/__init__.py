@@ -1,0 +1,1 @@
+"""Checkpoints on disk: `open_checkpoint` opens either kind."""

@@ -2,12 +2,17 @@
 
 import hashlib
 import importlib.metadata
+import os
+import re
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, as_path, is_local
-from jaxprobe.models.files.checkpoint import folder_config
+from jaxprobe.models.files.safetensors import folder_config
 
 DEMO_MODEL = "demo"
 DEMO_DESCRIPTION = "SmolLM2-135M-Instruct (the instruct variant, in 4 bits: GGUF Q4_1, token embedding Q8_0)"
@@ -16,6 +21,9 @@ _DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 # What is fetched from a hub: configuration, tokenizer and safetensors; never pickles or code.
 SMALL_FILES = ["*.json", "tokenizer.model"]
 _HUB_FILES = [*SMALL_FILES, "*.safetensors"]
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_FILES = (".gguf", ".json", ".safetensors", ".bin", ".pt", ".pth")
+_PATIENCE = 3.0  # seconds for a first sign of the hub
 
 
 class ModelSource(NamedTuple):
@@ -55,9 +63,23 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
         if not (path / "config.json").is_file():
             raise InputError(f"{path} has no config.json. Name a Hugging Face model folder or a .gguf file.")
         return ModelSource(path.resolve().name, path, revision)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if not _may_be_on_a_hub(name):
         raise InputError(f"No model at {name}. Name a folder, a .gguf file, a hub model OWNER/NAME, or 'demo'.")
     return _download(name, revision, _HUB_FILES if weights else SMALL_FILES)
+
+
+def find_tokenizer(name: str) -> Path:
+    """The folder with the tokenizer of a hub model. Raises InputError as `find_model`."""
+    if not _may_be_on_a_hub(name):
+        raise InputError(f"No tokenizer at {name}. Name a folder that holds one, or a hub model OWNER/NAME.")
+    return _fetch(name, None, SMALL_FILES)
+
+
+def _may_be_on_a_hub(name: str) -> bool:
+    """Whether a name that is no path here may be OWNER/NAME on a hub: a slip in a path shouldn't ask the network."""
+    owner, _, model = name.partition("/")
+    is_path = name.startswith((".", "~")) or Path(owner).exists() or name.endswith(_FILES)
+    return not is_path and bool(_HUB_NAME.fullmatch(owner) and _HUB_NAME.fullmatch(model))
 
 
 def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:
@@ -70,14 +92,16 @@ def _download(name: str, revision: str | None, files: list[str]) -> ModelSource:
 
 
 def _fetch(name: str, revision: str | None, files: list[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
     def failed(fact: str, remedy: str) -> InputError:
         at = f" at revision {revision}" if revision else ""
         return InputError(f"Hub model {name}{at}: {fact}. {remedy}")
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        # Without a network every file would be tried several times: what is in the cache is then all there is.
+        here = not _is_reachable(constants.ENDPOINT)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=here))
     except errors.GatedRepoError as error:
         raise failed(
             "access is gated", "Accept its licence on its hub page, then log in with `hf auth login`."
@@ -91,6 +115,20 @@ def _fetch(name: str, revision: str | None, files: list[str]) -> Path:
             "not in the local cache, and the hub can't be reached",
             "Connect to a network, or name a folder that holds the model.",
         ) from error
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Whether the hub answers, or a proxy stands between, which alone can tell."""
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return False
+    address = urllib.parse.urlsplit(endpoint)
+    if urllib.request.getproxies().get(address.scheme):
+        return True
+    try:
+        with socket.create_connection((address.hostname, address.port or 443), timeout=_PATIENCE):
+            return True
+    except OSError:
+        return False
 
 
 def _demo_file() -> Path:

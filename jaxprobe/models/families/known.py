@@ -1,0 +1,85 @@
+"""Every family there is, by the names that files have for it: the one place that lists them."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from jaxprobe.errors import InputError
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families import gemma, gpt2, llama, neox, olmo, phi
+from jaxprobe.models.families.family import WITHOUT_EFFECT, Family, Parameter
+from jaxprobe.models.families.fields import Fields
+
+FAMILIES: tuple[ModuleType, ...] = (llama, neox, gemma, olmo, phi, gpt2)
+_BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.MODEL_TYPES}
+_BY_GGUF = {name: family for family in FAMILIES for name in family.GGUF}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family that a configuration was read by."""
+    return _BY_TYPE[config.family]
+
+
+def parameters(config: ModelConfig) -> dict[str, Parameter]:
+    """Every parameter of a model: name -> its axes and how it starts."""
+    return family_of(config).parameters(config)
+
+
+def read_config(fields: Any) -> ModelConfig:
+    """The configuration in a config.json.
+
+    Args:
+      fields: as JSON has them, from whoever wrote the file.
+
+    Raises:
+      InputError: a model of another type, a missing field, or one that is not understood; every such field is named.
+    """
+    if not isinstance(fields, dict):
+        raise InputError(f"config.json holds {Fields.shown(fields)}; a dictionary of fields is needed.")
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _BY_TYPE:
+        raise InputError(
+            f"model_type is {Fields.shown(model_type)!r}; models of type {', '.join(map(repr, _BY_TYPE))} can be read."
+        )
+    rest = Fields(fields)
+    rest.only("quantization_config")
+    rest.only("is_encoder_decoder", False)
+    rest.only("add_cross_attention", False)
+    config = _BY_TYPE[model_type].read_config(rest)
+    rest.without_effect(WITHOUT_EFFECT)
+    rest.refuse_the_rest()
+    if rest.problems:
+        raise InputError(*rest.problems)
+    return config
+
+
+def read_gguf(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: np.ndarray | None = None
+) -> ModelConfig:
+    """The configuration in a GGUF file's metadata.
+
+    Args:
+      metadata: key -> value of the file.
+      shapes: of its tensors.
+      divisors: the tensor ``rope_freqs.weight``, where there is one.
+
+    Raises:
+      InputError: another architecture, a missing key, or a key that is not understood; every such key is named.
+    """
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in _BY_GGUF:
+        raise InputError(
+            f"GGUF architecture is {Fields.shown(architecture)!r}; {', '.join(map(repr, _BY_GGUF))} can be read."
+        )
+    if "token_embd.weight" not in shapes:
+        raise InputError("The GGUF file has no tensor token_embd.weight. It is not complete.")
+    start = f"{architecture}."
+    found = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
+    keys = Fields(found, "GGUF metadata", start=start)
+    config = _BY_GGUF[architecture].read_gguf(architecture, keys, shapes, divisors)
+    keys.refuse_the_rest()
+    if keys.problems:
+        raise InputError(*keys.problems)
+    return config

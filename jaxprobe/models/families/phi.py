@@ -1,0 +1,71 @@
+"""Phi-3 and Phi-4.
+
+- Llama's block: pre-norm RMS, SwiGLU, grouped key/value heads, no biases
+- query, key and value are fused in the file, and so are gate and up, each lying one after the other
+- rotary positions over the first part of a head's dimensions where the config says so; "longrope": a factor for each
+  pair, and an amplitude. Longer prompts than the original context have other factors and are refused
+"""
+
+from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.families import family as shared
+from jaxprobe.models.families.family import Tensor
+from jaxprobe.models.families.fields import MOST, Fields
+from jaxprobe.models.families.llama import parameters as llama_parameters
+from jaxprobe.models.rope import head_order, read_rotary
+
+MODEL_TYPES = ("phi3",)
+GGUF = ()
+PREFIXES = ("model.", "")
+HEADS = ("lm_head.weight",)
+NOT_READ = r"lm_head\.weight|.*rotary_emb\.inv_freq|model\.embed_tokens_extend\..*"
+
+
+def read_config(fields: Fields) -> ModelConfig:
+    """A config.json of any generation of transformers."""
+    family = fields.take("model_type")
+    sizes = shared.read_sizes(fields, context=4096)
+    original = fields.integer("original_max_position_embeddings", 4096, most=MOST["context"])
+    rope = {name: value for name, value in shared.read_rope(fields).items() if value is not None}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaled = kind in ("su", "yarn", "longrope")
+    if scaled:
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": original}
+    rope.pop("type", None)
+    return shared.make_config(
+        family,
+        sizes,
+        fields,
+        rotaries=[
+            read_rotary(rope, sizes.head_width, sizes.context, fields, in_part=True, kinds=("default", "longrope"))
+        ],
+        norm_epsilon=fields.number("rms_norm_eps", 1e-5, above=0.0),
+        limits={
+            "an attention window": shared.read_window(fields, None),
+            "the original context, beyond which rope has other factors": original if scaled else None,
+        },
+        activation=fields.one_of("hidden_act", shared.ACTIVATIONS, "silu"),
+        tied=fields.flag("tie_word_embeddings", False),
+        initializer_range=shared.read_initializer(fields),
+    )
+
+
+parameters = llama_parameters
+
+_BLOCK = {
+    "attention_norm": ("input_layernorm", ("D",)),
+    "output": ("self_attn.o_proj", ("D", "KGH")),
+    "mlp_norm": ("post_attention_layernorm", ("D",)),
+    "down": ("mlp.down_proj", ("D", "F")),
+}
+
+
+def tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in a Hugging Face checkpoint."""
+    found = shared.decoder_tensors("embed_tokens", "norm", _BLOCK, "layers.{}.")
+    fused = ("KGH", "KH", "KH")
+    for at, name in enumerate(("query", "key", "value")):
+        found[name] = Tensor("layers.{}.self_attn.qkv_proj.weight", (fused[at], "D"), fused, at)
+    for at, name in enumerate(("gate", "up")):
+        found[name] = Tensor("layers.{}.mlp.gate_up_proj.weight", ("F", "D"), ("F", "F"), at)
+    found = shared.turned(found, head_order(config.head_width, 2 * config.rotaries[0].turning))
+    return shared.only_existing(found, parameters(config))

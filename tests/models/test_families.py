@@ -1,0 +1,187 @@
+"""Every family against transformers in float64: tiny random models, every parameter noised, in several variants."""
+
+import numpy as np
+import pytest
+import torch
+
+from jaxprobe.errors import InputError
+from jaxprobe.mesh import make_mesh, parse_mesh
+from jaxprobe.models.families.known import FAMILIES
+from jaxprobe.models.files.open import open_checkpoint
+from tests.extract.test_forward import load, ours, random_sequences
+from tests.tiny_llama import assert_same_states
+from tests.tiny_models import Variant, read_back, save, states_of, true_states
+
+GROUPED = {"num_key_value_heads": 4}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.2, 1.5],
+    "long_factor": [2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 32,
+}
+HALF = {"hidden_size": 64}  # heads of 8 dimensions
+NO_ROPE = {"rope_parameters": None}
+NESTED = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+}
+OLMO_NESTED = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+    "full_attention": YARN | {"rope_theta": 5e5},
+}
+
+VARIANTS = [
+    Variant("llama", "grouped", GROUPED),
+    Variant("llama", "biases, tied, wide heads", {"num_key_value_heads": 2, "head_dim": 8, "attention_bias": True,
+            "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    Variant("llama", "yarn", {**GROUPED, "rope_parameters": YARN}, HALF),
+    Variant("mistral", "grouped, window", {**GROUPED, "sliding_window": 40}),
+    Variant("mistral", "wide heads, no window", {"num_key_value_heads": 8, "head_dim": 12, "sliding_window": None}),
+    Variant("mistral", "as published", {**GROUPED, "sliding_window": 4096}, {},
+            {"rope_parameters": None, "rope_theta": 1e6, "sliding_window": 4096}),
+    Variant("qwen2", "grouped", GROUPED),
+    Variant("qwen2", "tied, yarn", {"num_key_value_heads": 2, "tie_word_embeddings": True, "rope_parameters": YARN},
+            HALF),
+    Variant("qwen2", "as published", {**GROUPED, "use_sliding_window": False}, {},
+            {"rope_parameters": None, "rope_theta": 1e6, "sliding_window": 131072, "max_window_layers": 28,
+             "layer_types": None}),
+    Variant("qwen2", "window in later layers", {**GROUPED, "use_sliding_window": True, "sliding_window": 40,
+            "max_window_layers": 2}),
+    Variant("qwen3", "grouped, wide heads", {**GROUPED, "head_dim": 12}),
+    Variant("qwen3", "biases, tied", {"num_key_value_heads": 8, "head_dim": 4, "attention_bias": True,
+            "tie_word_embeddings": True}),
+    Variant("qwen3", "head_dim absent", {**GROUPED, "head_dim": 128}, {}, {"head_dim": None}),
+    Variant("gpt_neox", "parallel", {}, HALF),
+    Variant("gpt_neox", "sequential, half of a head", {"use_parallel_residual": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.5}}, HALF),
+    Variant("gpt_neox", "all of a head, tied, no biases", {"attention_bias": False, "tie_word_embeddings": True,
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 1.0}}, HALF),
+    Variant("gpt_neox", "as published", {}, HALF, {"rope_parameters": None, "rotary_pct": 0.25,
+            "rotary_emb_base": 10000}),
+    Variant("gemma2", "grouped", {**GROUPED, "head_dim": 4, "query_pre_attn_scalar": 7, "sliding_window": 40}),
+    Variant("gemma2", "strong caps", {"num_key_value_heads": 8, "head_dim": 12, "attn_logit_softcapping": 2.0}),
+    Variant("gemma2", "no caps, untied, biases", {"num_key_value_heads": 1, "head_dim": 8,
+            "attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False,
+            "attention_bias": True}),
+    Variant("gemma2", "as published", {**GROUPED, "head_dim": 256}, {}, {"rope_parameters": None, "rope_theta": 10000.0,
+            "head_dim": None, "layer_types": None, "hidden_act": "gelu_pytorch_tanh",
+            "cache_implementation": "hybrid"}),
+    Variant("gemma3_text", "two rotaries", {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 7, "sliding_window": 40,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "rope_parameters": NESTED}),
+    Variant("gemma3_text", "six to one", {"num_key_value_heads": 1, "head_dim": 12, "sliding_window": 40},
+            {"num_hidden_layers": 7}),
+    Variant("gemma3_text", "as published", {**GROUPED, "head_dim": 8}, {"num_hidden_layers": 7},
+            {"rope_parameters": None, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None,
+             "sliding_window_pattern": 6, "layer_types": None}),
+    Variant("gemma3", "text_config", {**GROUPED, "head_dim": 8, "rope_parameters": NESTED,
+            "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Variant("olmo2", "grouped", GROUPED),
+    Variant("olmo2", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": YARN},
+            HALF),
+    Variant("olmo3", "yarn on full layers", {**GROUPED, "sliding_window": 40, "rope_parameters": OLMO_NESTED}, HALF),
+    Variant("olmo3", "as published", {"num_key_value_heads": 8}, HALF, {"rope_parameters": None, "rope_theta": 500000,
+            "rope_scaling": {name: value for name, value in YARN.items() if name != "rope_theta"}}),
+    Variant("phi3", "grouped", {**GROUPED, "sliding_window": 40}),
+    Variant("phi3", "longrope on a part of a head", {"num_key_value_heads": 2, "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 32, "rope_parameters": LONGROPE}, HALF),
+    Variant("phi3", "as published", {"num_key_value_heads": 8, "tie_word_embeddings": True}, {},
+            {"rope_parameters": None, "rope_theta": 250000, "rope_scaling": None}),
+    Variant("gpt2", "tied", {}),
+    Variant("gpt2", "untied, by layer", {"tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True}),
+    Variant("gpt2", "unscaled, relu of gelu", {"scale_attn_weights": False, "activation_function": "gelu"}),
+]  # fmt: skip
+ONE_EACH = list({variant.model_type: variant for variant in reversed(VARIANTS)}.values())
+by_id = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.id)
+one_each = pytest.mark.parametrize("variant", ONE_EACH, ids=lambda variant: variant.model_type)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A function that gives a variant's folder, written once."""
+    made = {}
+
+    def folder(variant):
+        if variant.id not in made:
+            made[variant.id] = tmp_path_factory.mktemp("model")
+            save(variant, made[variant.id])
+        return made[variant.id]
+
+    return folder
+
+
+def test_every_type_has_variants():
+    assert {variant.model_type for variant in VARIANTS} == {name for family in FAMILIES for name in family.MODEL_TYPES}
+
+
+@by_id
+def test_states_are_those_of_transformers_in_float64(folders, variant):
+    sequences = random_sequences(24)
+    assert_same_states(ours(load(folders(variant)), sequences), true_states(folders(variant), sequences))
+
+
+@one_each
+def test_packed_equals_one_at_a_time(folders, variant):
+    model, sequences = load(folders(variant)), random_sequences(6)
+    alone = [ours(model, [sequence]) for sequence in sequences]
+    assert_same_states(ours(model, sequences), {s: np.concatenate([one[s] for one in alone]) for s in alone[0]})
+
+
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,model=2", "fsdp=2,model=4"])
+@one_each
+def test_eight_devices_give_the_states_of_one_from_sharded_files(folders, tmp_path, variant, mesh):
+    save(variant, tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    sequences = random_sequences(12)
+    eight = load(tmp_path, make_mesh(parse_mesh(mesh)))
+    assert_same_states(ours(eight, sequences), ours(load(folders(variant)), sequences))
+
+
+@one_each
+def test_bfloat16_is_no_further_from_float64_than_transformers(tmp_path, variant):
+    save(variant, tmp_path, dtype=torch.bfloat16)
+    sequences = random_sequences(24)
+    truth = true_states(tmp_path, sequences)
+    error = lambda found: {s: np.linalg.norm(found[s] - truth[s]) / np.linalg.norm(truth[s]) for s in truth}
+    mine, theirs = (
+        error(ours(load(tmp_path, dtype="bfloat16"), sequences)),
+        error(states_of(read_back(tmp_path, torch.bfloat16), sequences)),
+    )
+    assert all(mine[state] <= 1.2 * theirs[state] + 1e-6 for state in truth), (mine, theirs)
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": 40}, 40),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 3}, 20),
+    ("gemma2", {"sliding_window": 16}, 16),
+    ("gemma3_text", {"sliding_window": 8}, 8),
+    ("olmo3", {"sliding_window": 12}, 12),
+]
+
+
+@pytest.mark.parametrize(("model_type", "config", "longest"), WINDOWS, ids=[case[0] for case in WINDOWS])
+def test_a_window_bounds_the_prompt(tmp_path, model_type, config, longest):
+    save(Variant(model_type, "window", config), tmp_path)
+    found = open_checkpoint(tmp_path).config()
+    assert (found.longest_prompt, found.longest_because) == (longest, "an attention window")
+    # As long as the window, transformers' own mask hides nothing.
+    sequences = [list(np.random.default_rng(0).integers(2, 96, longest)) for _ in range(2)]
+    assert_same_states(ours(load(tmp_path), sequences, slots=64), true_states(tmp_path, sequences))
+
+
+@pytest.mark.parametrize("what", ["mixtral", "gpt_oss", "deepseek_v3", "mamba", "gemma3n", "bloom", "t5", "nothing"])
+def test_other_architectures_are_refused_by_name(what):
+    from jaxprobe.models.families.known import read_config
+
+    with pytest.raises(InputError, match=f"model_type is '{what}'"):
+        read_config({"model_type": what})
