@@ -18,8 +18,11 @@ def scores_by_layer(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
       Columns layer, r2, ci_low, ci_high, spearman, one of ERRORS (km, or the targets' unit), alpha; NaN for what is
-      not known, such as a mean over errors in different units.
+      not known, such as a mean over errors in different units. Of class labels accuracy, ci_low, ci_high,
+      balanced_accuracy, log_loss, alpha.
     """
+    if main_metric(scores) == "accuracy":
+        return _class_scores_by_layer(scores)
     test = scores[(scores["split"] == "test") & scores["target"].isin(["mean", "place"])]
     r2 = test[test["metric"] == "r2"].set_index("layer")
     values = test.pivot(index="layer", columns="metric", values="value")
@@ -37,9 +40,38 @@ def scores_by_layer(scores: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def main_metric(scores: pd.DataFrame) -> str:
+    """What tells how well a probe reads: "r2", or of class labels "accuracy"."""
+    return "accuracy" if (scores["metric"] == "accuracy").any() else "r2"
+
+
+def _class_scores_by_layer(scores: pd.DataFrame) -> pd.DataFrame:
+    test = scores[(scores["split"] == "test") & (scores["target"] == "mean")]
+    accuracy = test[test["metric"] == "accuracy"].set_index("layer")
+    values = test.pivot(index="layer", columns="metric", values="value").reindex(accuracy.index)
+    columns = {"accuracy": accuracy["value"], "ci_low": accuracy["ci_low"], "ci_high": accuracy["ci_high"]}
+    columns |= {name: values[name] for name in ("balanced_accuracy", "log_loss")} | {"alpha": accuracy["alpha"]}
+    return pd.DataFrame({"layer": accuracy.index} | {name: column.to_numpy() for name, column in columns.items()})
+
+
 def scores_in_words(scores: pd.DataFrame, headline: str) -> tuple[list[str], list[list[str]], int]:
     """The same as text: the head of each column, the rows, and which row is the headline's (marked with a star)."""
     frame = scores_by_layer(scores)
+    marked = list(frame["layer"]).index(headline)
+    if "accuracy" in frame:
+        heads = ["layer", "accuracy", "95 % interval", "balanced", "log-loss", "alpha"]
+        rows = [
+            [
+                row["layer"] + (" *" if row["layer"] == headline else ""),
+                f"{row['accuracy']:.3f}",
+                f"{row['ci_low']:.3f} to {row['ci_high']:.3f}",
+                f"{row['balanced_accuracy']:.3f}",
+                f"{row['log_loss']:.3f}",
+                "" if pd.isna(row["alpha"]) else f"{row['alpha']:.3g}",
+            ]
+            for _, row in frame.iterrows()
+        ]
+        return heads, rows, marked
     error = next(metric for metric in ERRORS if metric in frame)
     heads = ["layer", "R2", "95 % interval", "Spearman", ERRORS[error], "alpha"]
     rows = [
@@ -53,7 +85,7 @@ def scores_in_words(scores: pd.DataFrame, headline: str) -> tuple[list[str], lis
         ]
         for _, row in frame.iterrows()
     ]
-    return heads, rows, list(frame["layer"]).index(headline)
+    return heads, rows, marked
 
 
 def decimal_text(value: float, digits: int) -> str:

@@ -39,6 +39,8 @@ class RunSettings:
     """Columns to predict: numbers, or dates (ISO 8601 such as 1986-07-02; as years); or one of class labels."""
     labels: bool | None = None
     """The target is a class label and not a number; default: where its values are no numbers, or are all 0 or 1."""
+    classifier: Literal["ridge", "lda", "means", "logistic"] = "ridge"
+    """Of class labels: ridge on one column a class, linear discriminants, nearest class mean, logistic regression."""
     split: str | None = None
     """Column that says which rows are for testing, or blocks: whole cells of the map; default: a seeded 80/20 split."""
     cell_degrees: float = 5.0
@@ -143,10 +145,12 @@ def is_utf8(text: str) -> bool:
 
 def to_json(settings: RunSettings) -> dict[str, Any]:
     """The settings as JSON values."""
-    return {
-        name: str(value) if isinstance(value, PurePath) else list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(settings).items()
-    }
+    return {name: to_value(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def to_value(value: Any) -> Any:
+    """A setting's value as JSON has it."""
+    return str(value) if isinstance(value, PurePath) else list(value) if isinstance(value, tuple) else value
 
 
 def absolute_paths(settings: RunSettings) -> dict[str, str]:
@@ -248,7 +252,13 @@ def _in_words(hint: Any) -> str:
 def fingerprint(settings: Mapping[str, Any], inputs: Any) -> str:
     """A digest of the settings that change a number and of what they led to (weights, tokens, targets, groups)."""
     hints = typing.get_type_hints(RunSettings, include_extras=True)
-    kept = {name: value for name, value in settings.items() if FREE not in getattr(hints[name], "__metadata__", ())}
+    # What is as it is by default is left out, so that a setting that is new does not disown the runs made before it.
+    usual = {field.name: to_value(field.default) for field in dataclasses.fields(RunSettings)}
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if FREE not in getattr(hints[name], "__metadata__", ()) and value != usual[name]
+    }
     return _digest(json.dumps([kept, inputs], sort_keys=True))[:16]
 
 

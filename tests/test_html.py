@@ -9,7 +9,6 @@ import pytest
 from jaxprobe import fit_probes
 from jaxprobe.data.table import EntityTable
 from jaxprobe.html import html_table, scores_by_layer, scores_in_words
-from jaxprobe.probes.ridge import fit_ridge
 from jaxprobe.results.folder import RunDirectory
 
 STRANGE = '</td><script>alert("1")</script> & <b>'
@@ -79,13 +78,3 @@ def test_without_one_unit_there_is_no_mean_error():
     scores = pd.DataFrame([columns | values | {"metric": metric} for metric in ("r2", "spearman")])
     assert np.isnan(scores_by_layer(scores)["mae"].iloc[0])
     assert scores_in_words(scores, "embed")[1] == [["embed *", "0.500", "0.400 to 0.600", "0.500", "", "10"]]
-
-
-def test_a_fit_shows_the_penalty_and_error_of_each_layer():
-    rng = np.random.default_rng(0)
-    fit = fit_ridge(rng.standard_normal((2, 50, 4)).astype(np.float32), rng.standard_normal((50, 1)), [1.0, 10.0])
-    assert repr(fit) == "RidgeFit(2 layers, width 4, 1 targets)"
-    texts = Cells(fit._repr_html_()).texts
-    for layer in range(2):
-        best = list(fit.alphas[layer]).index(fit.alpha[layer])
-        assert f"{np.sqrt(fit.loo_mse[layer, best, 0]):.4g}" in texts

@@ -1,6 +1,6 @@
 """Predictions that no hidden state is needed for, and targets with their meaning taken away."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,11 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from threadpoolctl import threadpool_limits
 
+from jaxprobe.data.table import EntityTable
+
 NGRAM_ALPHAS = 10.0 ** np.linspace(-1, 1.5, 6)  # rows have norm 1; on four tables the best one was near 1
+
+PERMUTATIONS = 19  # the fewest that can give a p-value of 0.05
 
 
 class Lexical(NamedTuple):
@@ -82,3 +86,11 @@ def shares_its_group(labels: np.ndarray) -> np.ndarray:
     """[N] whether another row has the same label; where no two rows do, all of them."""
     _, code, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     return (sizes[code] > 1) | (sizes.max() == 1)
+
+
+def groups_that_say_something(table: EntityTable) -> Iterator[tuple[str, np.ndarray]]:
+    """The group columns, with their labels [N], that have two labels or more among training and test rows alike."""
+    for group, labels in table.groups.items():
+        labels = np.asarray(labels).astype(str)
+        if min(len(np.unique(labels[table.is_test])), len(np.unique(labels[~table.is_test]))) > 1:
+            yield group, labels

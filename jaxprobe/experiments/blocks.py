@@ -16,6 +16,7 @@ from jaxprobe.experiments.proximity import proximity_error
 from jaxprobe.experiments.tables import choose_labels, require_group, require_states, score_metrics, tidy_scores
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.host.progress import Progress, Reporter
+from jaxprobe.probes.class_metrics import accuracy_difference, score_classes
 from jaxprobe.probes.metrics import Interval, paired_difference, resample_counts, score
 
 LARGEST = 20  # the paper's number of countries
@@ -112,7 +113,8 @@ def measure_groups(
       Metrics:
         r2_block_mean    about the mean of the group's test rows: what is known inside of the group
         r2_train_mean    about the mean of the training rows without the group: what is known of where the group lies
-        proximity_error  see proximity.py; against all test rows, as the same probe predicts them
+        proximity_error  see proximity.py; against all test rows, as the same probe predicts them (not of labels)
+        accuracy         of class labels, whose R2 is that of the classes' columns
         error_km_median  for places
 
     Raises:
@@ -211,6 +213,8 @@ def _block_scores(table: EntityTable, both: np.ndarray, inside: np.ndarray, trai
     # One less a ratio turns the interval around; in the difference the ones cancel.
     one = np.array([1.0, 1.0, 0.0])[:, None]
     found["r2_train_mean"] = Interval(one - unexplained.value, one - unexplained.ci_high, one - unexplained.ci_low)
+    if table.label:
+        return found
     scale = 1.0 if table.is_place else np.where(np.ptp(train, axis=0) > 0, train.std(0), 1.0)[None]
     shares = np.stack([proximity_error(q / scale, truth / scale, inside, places=table.is_place) for q in both])
     found["proximity_error"] = ratio_intervals(shares[..., None], np.ones((len(y), 1)), seed, average=False)
@@ -223,6 +227,10 @@ def _score_fits(
     """metric -> Interval of the three FITS, from both predictions [2, N, C] of ``truth`` [N, C]."""
     options = dict(places=table.is_place, groups=groups, seed=seed, metrics=score_metrics(table))
     single, less = score(truth, both, **options), paired_difference(truth, both[1:], both[:1], **options)
+    if table.label:
+        code = truth.argmax(axis=1)
+        single |= score_classes(code, both, groups=groups, seed=seed, metrics=("accuracy",))
+        less["accuracy"] = accuracy_difference(code, both[1:], both[:1], groups=groups, seed=seed)
     return {name: Interval(*map(np.concatenate, zip(single[name], less[name], strict=True))) for name in single}
 
 

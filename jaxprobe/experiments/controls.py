@@ -13,25 +13,27 @@ import pandas as pd
 from jaxprobe.data.table import EntityTable
 from jaxprobe.experiments.base import by_run, dots, each_run, one_number
 from jaxprobe.experiments.baselines import (
+    PERMUTATIONS,
     centre_groups,
     exchange_groups,
+    groups_that_say_something,
     predict_from_ngrams,
     predict_group_means,
     shares_its_group,
 )
+from jaxprobe.experiments.class_controls import control_classes
 from jaxprobe.experiments.probe import fit_probe, fitted_targets, in_target_units
 from jaxprobe.experiments.tables import require_states, score_metrics, tidy_scores
 from jaxprobe.extract.extraction import extract_states
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.host.progress import Progress
+from jaxprobe.html import main_metric
 from jaxprobe.models.load import DTYPES, LanguageModel, fit_mesh
 from jaxprobe.models.placement import place
 from jaxprobe.models.transformer import random_weights
 from jaxprobe.probes.metrics import Interval, paired_difference, r2, score
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
 from jaxprobe.results.results import Run
-
-PERMUTATIONS = 19  # the fewest that can give a p-value of 0.05
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,14 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.Dat
         random = random_states(each, state, reporter) if options.random_weights else None
         at = each.activations, each.table, state
         frames.append(
-            measure(*at, random_weights=random, model=each.model, prompt=each.prompt, seed=each.settings.seed).assign(
-                run=str(each.path)
-            )
+            measure(
+                *at,
+                random_weights=random,
+                classifier=each.settings.classifier,
+                model=each.model,
+                prompt=each.prompt,
+                seed=each.settings.seed,
+            ).assign(run=str(each.path))
         )
     return pd.concat(frames, ignore_index=True)
 
@@ -78,10 +85,10 @@ def random_states(run: Run, state: str, reporter: Progress | None = None) -> Map
 
 
 def figures(frame: pd.DataFrame) -> list:
-    """For each run: R2 of the probe beside that of each control."""
+    """For each run: R2 (of labels the accuracy) of the probe beside that of each control."""
     from jaxprobe.report.control_section import describe_control
 
-    frame = one_number(frame, "r2")
+    frame = one_number(frame, main_metric(frame))
     names = [describe_control(*pair)[0] for pair in zip(frame["control"], frame["resampled"], strict=True)]
     kind = frame["control"].eq("none").map({True: "probe", False: "control"})
     frame = frame.assign(section="", row=names, kind=kind).sort_values("kind", ascending=False, kind="stable")
@@ -95,6 +102,7 @@ def measure(
     state: str,
     *,
     random_weights: Mapping[str, np.ndarray] | None = None,
+    classifier: str = "ridge",
     model: str = "",
     prompt: str = "",
     seed: int = 0,
@@ -105,6 +113,7 @@ def measure(
       activations: state -> [N, D], in the table's row order; ``embed`` is used where it is there.
       state: the state whose probe is looked at.
       random_weights: the same states of the same architecture with random weights, where they were extracted.
+      classifier: of a table of labels, whose controls are those of `control_classes`.
 
     Returns:
       A tidy table (columns of a run's scores) with two more columns. ``control``:
@@ -125,6 +134,17 @@ def measure(
     Raises:
       InputError: a state that is not there, or rows that don't match.
     """
+    if table.label:
+        return control_classes(
+            activations,
+            table,
+            state,
+            classifier=classifier,
+            random_weights=random_weights,
+            model=model,
+            prompt=prompt,
+            seed=seed,
+        )
     wanted = [state] if state == "embed" or "embed" not in activations else [state, "embed"]
     require_states(activations, table, wanted)
     if random_weights is not None:
@@ -140,7 +160,7 @@ def measure(
     fitted = fitted_targets(table)
     lexical = predict_from_ngrams(table.texts, fitted, table.is_test, seed)
     fixed["ngrams"] = "", in_target_units(table, lexical.predictions), lexical.alpha
-    for group, labels in _groups(table):
+    for group, labels in groups_that_say_something(table):
         means = predict_group_means(labels, fitted, table.is_test)
         fixed[f"group_mean_{group}"] = "", in_target_units(table, means), np.nan
     frames = [
@@ -151,14 +171,6 @@ def measure(
     names = {"model": model, "dataset": table.name, "prompt": prompt}
     frame = pd.concat(frames, ignore_index=True).assign(**names)
     return frame[[*names, *(column for column in frame if column not in names)]]
-
-
-def _groups(table: EntityTable) -> Iterator[tuple[str, np.ndarray]]:
-    """The group columns that say something: those with two labels or more among the training and the test rows."""
-    for group, labels in table.groups.items():
-        labels = np.asarray(labels).astype(str)
-        if min(len(np.unique(labels[table.is_test])), len(np.unique(labels[~table.is_test]))) > 1:
-            yield group, labels
 
 
 def _predict(activations, table: EntityTable, states) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -185,7 +197,7 @@ def _against(table: EntityTable, fixed: Mapping[str, tuple[str, np.ndarray, floa
 def _by_group(table: EntityTable, state: str, predicted: np.ndarray, alpha: float, seed: int) -> Iterator:
     """The probe's own score with whole groups resampled, and inside the groups."""
     truth, predicted = table.targets[table.is_test], predicted[None]
-    for group, labels in _groups(table):
+    for group, labels in groups_that_say_something(table):
         labels = labels[table.is_test]
         found = {"none": score(truth, predicted, groups=labels, seed=seed, metrics=("r2",))}
         # Group means are those of all test rows of the group, which a resample of whole groups leaves as they are. A
@@ -201,7 +213,7 @@ def permutation_test(x: np.ndarray, table: EntityTable, state: str, seed: int) -
     """R2 of x [N, D] on targets that mean nothing; all of them are fitted at once, from one factorisation."""
     rng = np.random.default_rng(seed)
     makers, few = {"permuted": lambda: rng.permutation(table.targets)}, set()
-    for group, labels in _groups(table):
+    for group, labels in groups_that_say_something(table):
         if math.factorial(len(np.unique(labels)) - 1) < PERMUTATIONS:  # the rings of exchange_groups
             few.add(f"permuted_{group}")
         makers[f"permuted_{group}"] = lambda labels=labels: exchange_groups(table.targets, labels, rng)

@@ -39,6 +39,11 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.Dat
       InputError: a run that is not finished.
     """
     frames, opened = [], list(each_run(runs, "open", reporter))
+    if labelled := [str(each.path) for each in opened if each.label]:
+        raise InputError(
+            f"{', '.join(labelled)}: a run on class labels, whose states are not compared by R2. Its accuracy is "
+            "in scores.csv, layer by layer; `jaxprobe report RUN RUN` sets several on one page."
+        )
     predicted = [read_predicted(each) for each in opened]
     for each, ours in zip(opened, predicted, strict=True):
         parts = [each.scores.assign(compared_with="", resampled="rows"), compare_states(ours)]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
+from jaxprobe.probes.class_metrics import accuracy_difference, score_classes
 from jaxprobe.probes.metrics import Interval, paired_difference, score
 
 
@@ -62,6 +63,11 @@ def score_beside(
     if base is not None:
         less = paired_difference(truth, predicted[None], base[None], metrics=("r2",), **options)
         found["r2_difference"] = less["r2"]
+    if table.label:  # R2 is of the classes' columns then
+        code = truth.argmax(axis=1)
+        found["accuracy"] = score_classes(code, predicted[None], seed=seed, metrics=("accuracy",))["accuracy"]
+        if base is not None:
+            found["accuracy_difference"] = accuracy_difference(code, predicted[None], base[None], seed=seed)
     return found
 
 

@@ -38,13 +38,39 @@ def score_classes(
     Raises:
       InputError: shapes that do not fit.
     """
-    code, log_p = np.asarray(code), np.asarray(log_probabilities, np.float64)
-    if log_p.ndim != 3 or log_p.shape[1] != len(code) or not len(code) or code.max() >= log_p.shape[2]:
-        raise InputError(f"Labels have shape {code.shape}, log-probabilities {log_p.shape}; wanted [N] and [L, N, K].")
+    code, log_p = _checked(code, log_probabilities)
     names = [name for name in CLASS_METRICS if metrics is None or name in metrics]
-    made = {name: CLASS_METRICS[name](code, log_p) for name in names}
     limits = {"auroc": RANK_REPLICATES if log_p.shape[2] <= MOST_RANKED else 0}
-    return intervals_of(made, len(code), groups, replicates, level, seed, limits)
+    layers = []
+    for layer in log_p:  # one in float64 at a time
+        made = {name: CLASS_METRICS[name](code, layer[None].astype(np.float64)) for name in names}
+        layers.append(intervals_of(made, len(code), groups, replicates, level, seed, limits))
+    return {
+        name: Interval(*map(np.concatenate, zip(*(found[name] for found in layers), strict=True))) for name in names
+    }
+
+
+def accuracy_difference(
+    code: np.ndarray,
+    scores: np.ndarray,
+    base: np.ndarray,
+    *,
+    groups: Sequence | None = None,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """[L] accuracy of scores [L, N, K] less that of base [L or 1, N, K], both from the same resampled rows."""
+    pair = [_accuracy(*_checked(code, part)) for part in (scores, base)]
+    made = {"accuracy": lambda weights: pair[0](weights) - pair[1](weights)}
+    return intervals_of(made, len(code), groups, replicates, level, seed, {})["accuracy"]
+
+
+def _checked(code: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    code, scores = np.asarray(code), np.asarray(scores)
+    if scores.ndim != 3 or scores.shape[1] != len(code) or not len(code) or code.max() >= scores.shape[2]:
+        raise InputError(f"Labels have shape {code.shape}, log-probabilities {scores.shape}; wanted [N] and [L, N, K].")
+    return code, scores
 
 
 # Each takes code [N] and log-probabilities [L, N, K], and returns a function of weights [B, N] that gives [B, L].

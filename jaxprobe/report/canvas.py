@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 
 import matplotlib as mpl
 import numpy as np
@@ -135,6 +136,14 @@ def legend_label(name: str, most: int = 40) -> str:
     """A name from data as a legend's label: not empty, not too long, and not hidden, as names with "_" first are."""
     name = name if len(name) <= most else name[: most - 1] + "…"
     return f" {name}" if name.startswith("_") else name or "(none)"
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG, for a page."""
+    written = BytesIO()
+    with house_style():
+        figure.savefig(written, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return written.getvalue()
 
 
 def save(figure: Figure, path: AnyPath) -> AnyPath:

@@ -61,6 +61,8 @@ def describe_control(control: str, resampled: str) -> tuple[str, str]:
         return f"The probe, whole groups of {_spaced(resampled)} resampled", "how far the score hangs on a few groups"
     fixed = {
         "none": ("The probe", "of the chosen layer"),
+        "chance": ("Chance", "a class named at random"),
+        "majority": ("The majority", "the class that most training rows have, always"),
         "embed": ("The token embedding", "what the last token alone tells"),
         "ngrams": ("The name's spelling", "ridge on its characters, without a model"),
         "random_weights": ("The same layer with random weights", "what the architecture keeps of the tokens"),

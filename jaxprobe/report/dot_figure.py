@@ -13,6 +13,7 @@ from jaxprobe.report.phrases import number
 
 # metric -> its name on an axis, in the order of the panels.
 METRICS = {
+    "accuracy": "Test accuracy",
     "r2": "Test R²",
     "r2_block_mean": "R² about these rows' mean",
     "r2_train_mean": "R² about the training mean",

@@ -14,9 +14,12 @@ from plotly.offline import get_plotlyjs
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, as_path, check_out, replacing
 from jaxprobe.report import sections
+from jaxprobe.report.class_figures import write_class_figures
+from jaxprobe.report.class_page import render_class_page
 from jaxprobe.report.control_section import control_table
 from jaxprobe.report.figures import write_figures
 from jaxprobe.report.payload import encode_runs
+from jaxprobe.report.phrases import page_title
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.results.results import Run
 
@@ -50,14 +53,20 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
             runs.append(results)
         except InputError as error:
             problems += error.problems
+    labelled = [results for results in runs if results.label]
+    if labelled and len(labelled) < len(runs):
+        problems.append(
+            f"{labelled[0].path} is a run on class labels, and others are on numbers. Report on each kind by itself."
+        )
     if problems:
         raise InputError(*problems)
+    draw, render = (write_class_figures, render_class_page) if labelled else (write_figures, render_page)
     try:
         if path is None:
             path = run.report_path
-            write_figures(runs[0])
+            draw(runs[0])
         with replacing(path) as temporary:
-            temporary.write_text(render_page(runs), encoding="utf-8")
+            temporary.write_text(render(runs), encoding="utf-8")
     except OSError as error:  # a full disk, or a run that may only be read
         raise InputError(
             f"The report of {run.path} can't be written: {error.filename or path}: {error.strerror or error}. Make "
@@ -84,13 +93,13 @@ def render_page(runs: Sequence[Run]) -> str:
     style, plotly = _asset("page.css"), get_plotlyjs()
     script = "\n".join(path.read_text(encoding="utf-8") for path in sorted(ASSETS.glob("*.js")))
     return Template(_asset("page.html")).substitute(
-        title=escape(_title(runs)),
+        title=escape(page_title(runs)),
         style=style,
         # Plotly adds the styles of maps that this page has none of, unless an element with its id is there.
         style_id="".join(re.findall(r'getElementById\("([0-9a-f]{64})"\)', plotly)[:1]),
         style_hashes=_hashes(style, ""),
         script_hashes=_hashes(plotly, script),
-        opening=sections.opening(runs, _title(runs)),
+        opening=sections.opening(runs, page_title(runs)),
         main_title="Where the names fall" if first.is_place else "True and predicted",
         controls=_for_each(runs, _controls),
         scores=_for_each(runs, sections.score_table),
@@ -101,10 +110,6 @@ def render_page(runs: Sequence[Run]) -> str:
         plotly=plotly,
         script=script,
     )
-
-
-def _title(runs: Sequence[Run]) -> str:
-    return f"{runs[0].model} · {runs[0].dataset}" if len(runs) == 1 else f"{len(runs)} runs compared"
 
 
 def _for_each(runs: Sequence[Run], section: Callable[[Run], str]) -> str:

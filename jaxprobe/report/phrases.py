@@ -1,6 +1,7 @@
 """Numbers in words, the same in figures and pages."""
 
 import math
+from collections.abc import Sequence
 
 from jaxprobe.html import decimal_text
 from jaxprobe.results.results import Run, Score
@@ -56,3 +57,8 @@ def with_unit(value: float, unit: str) -> str:
     size = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
     text = number(value, max(0, 2 - size)) if size >= -4 else f"{value:.2e}".replace("-", "−")
     return f"{text} {unit}s" if unit else text
+
+
+def page_title(runs: Sequence[Run]) -> str:
+    """What a page about these runs is called."""
+    return f"{runs[0].model} · {runs[0].dataset}" if len(runs) == 1 else f"{len(runs)} runs compared"

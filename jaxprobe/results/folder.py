@@ -8,7 +8,8 @@ A run directory holds
   scores.parquet, scores.csv  one row for each model, dataset, prompt, layer, target, split and metric
   controls.parquet            the headline layer beside its controls: the columns of scores, control and resampled
   entities.parquet            the table as it was read: row, text, split, group_<name>, true_<target>
-  predictions.parquet         test rows at every layer: layer, row, predicted_<target>, and error_km for places
+  predictions.parquet         test rows at every layer: layer, row, predicted_<target>, and error_km for places; of
+                              class labels the likeliest, its probability and that of the true one
   figures/, report.html       what people look at
 
 Every file is written under another name and then moved to its place, or in a bucket uploaded whole, so a reader (or an
@@ -373,9 +374,9 @@ def _check_scores(table: str, scores: pd.DataFrame, keys: tuple[str, ...]) -> No
 def _check_entities(entities: pd.DataFrame) -> None:
     columns = {"row": "integer", "text": "string", "split": "string"}
     columns |= {name: "string" for name in entities.columns if str(name).startswith("group_")}
-    columns |= {name: "float" for name in entities.columns if str(name).startswith("true_")}
+    columns |= _target_columns(entities, "true_")
     problems = _column_problems("entities", entities, columns)
-    if "float" not in columns.values():
+    if not _target_columns(entities, "true_"):
         problems.append("entities: no column true_<target>, found " + ", ".join(map(str, entities.columns)) + ".")
     problems = problems or _split_problems("entities", entities)
     if not problems and (repeated := int(entities["row"].duplicated().sum())):
@@ -385,8 +386,9 @@ def _check_entities(entities: pd.DataFrame) -> None:
 
 def _check_predictions(predictions: pd.DataFrame) -> None:
     columns = {"layer": "string", "row": "integer"}
-    columns |= {name: "float" for name in predictions.columns if str(name).startswith("predicted_")}
-    columns |= {"error_km": "float"} if "error_km" in predictions.columns else {}
+    columns |= _target_columns(predictions, "predicted_")
+    measures = ("error_km", "probability", "true_probability")
+    columns |= {name: "float" for name in measures if name in predictions.columns}
     problems = _column_problems("predictions", predictions, columns)
     if not any(name.startswith("predicted_") for name in columns):
         found = ", ".join(map(str, predictions.columns))
@@ -394,6 +396,12 @@ def _check_predictions(predictions: pd.DataFrame) -> None:
     if not problems and (repeated := int(predictions.duplicated(["layer", "row"]).sum())):
         problems.append(f"predictions: {repeated} pairs of layer and row occur twice. Keep one of each.")
     _raise(problems)
+
+
+def _target_columns(frame: pd.DataFrame, prefix: str) -> dict[str, str]:
+    """The targets' columns and their kind: numbers, or of a class label strings."""
+    names = [name for name in frame.columns if str(name).startswith(prefix)]
+    return {name: "string" if len(names) == 1 and is_string_dtype(frame[name]) else "float" for name in names}
 
 
 def _column_problems(table: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> list[str]:

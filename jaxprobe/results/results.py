@@ -95,16 +95,23 @@ class Run:
     def table(self) -> EntityTable:
         """The entity table as the run read it, whatever its file holds by now."""
         entities, targets = self.entities, self.targets
+        if self.label:
+            codes = pd.Categorical(entities[f"true_{self.label}"], self.classes).codes
+            names, values, units = self.classes, np.eye(len(self.classes))[codes], ("",) * len(self.classes)
+        else:
+            names, units = targets, tuple(self.unit(name) for name in targets)
+            values = entities[[f"true_{name}" for name in targets]].to_numpy(np.float64)
         groups = {f"group_{name}": name for name in self.groups}
         return EntityTable(
             self.dataset,
             tuple(entities["text"]),
-            entities[[f"true_{name}" for name in targets]].to_numpy(np.float64),
-            targets,
-            tuple(self.unit(name) for name in targets),
+            values,
+            names,
+            units,
             (entities["split"] == "test").to_numpy(),
             {name: entities[column].to_numpy(object) for column, name in groups.items()},
             unit_vectors=bool(self.config.get("settings", {}).get("unit_vectors", False)),
+            label=self.label,
             attribution=str(self.result.get("attribution", "")),
             notes=tuple(self.notes),
         )
@@ -137,7 +144,7 @@ class Run:
     def layers(self) -> tuple[str, ...]:
         """Every state that has test scores, in the order of the forward pass."""
         scores = self.scores
-        shown = scores[(scores["split"] == "test") & (scores["metric"] == "r2") & (scores["target"] == "mean")]
+        shown = scores[(scores["split"] == "test") & (scores["metric"] == self.metric) & (scores["target"] == "mean")]
         return tuple(sorted(shown["layer"].unique(), key=layer_position))
 
     @cached_property
@@ -149,6 +156,21 @@ class Run:
     def groups(self) -> tuple[str, ...]:
         """Names of the group columns, without the prefix."""
         return _names(self.entities, "group_")
+
+    @property
+    def label(self) -> str:
+        """The column whose class labels are the target; "" where the targets are numbers."""
+        return str(self.result.get("label", ""))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K classes of a label, in the order of the probes' columns."""
+        return tuple(self.result.get("classes", ()))
+
+    @property
+    def metric(self) -> str:
+        """What tells how well a probe reads: "r2", or of class labels "accuracy"."""
+        return "accuracy" if self.label else "r2"
 
     @property
     def is_place(self) -> bool:

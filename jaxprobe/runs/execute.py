@@ -21,7 +21,7 @@ from jaxprobe.models.files.source import DEMO_DESCRIPTION, DEMO_MODEL
 from jaxprobe.models.load import LanguageModel, read_weights
 from jaxprobe.report.page import write_report
 from jaxprobe.results.folder import RunDirectory
-from jaxprobe.runs.fit import LayerProbes, entity_frame, fit_probes, prediction_frame, stream_probes
+from jaxprobe.runs.fit import LayerProbes, entity_frame, fit_probes, stream_probes
 from jaxprobe.runs.inputs import Inputs, read_inputs
 from jaxprobe.runs.prepare import Prepared, prepare
 from jaxprobe.settings import RunSettings
@@ -90,11 +90,13 @@ def _probe_stored(prepared: Prepared, reporter: Reporter, model: Load) -> tuple[
     """Probes from the stored states, and (of several processes only the first) the headline layer's controls."""
     activations = _activations(prepared, reporter, model)
     options = {"seed": prepared.settings.seed} | _names(prepared)
-    probes = fit_probes(activations, prepared.table, progress=reporter, **options)
+    classifier = prepared.settings.classifier
+    probes = fit_probes(activations, prepared.table, progress=reporter, classifier=classifier, **options)
     if not is_main():
         return probes, None
     with reporter.task("controls", 1, "layer") as advance:
-        controlled = controls.measure(activations, prepared.table, probes.headline, **options)
+        at = activations, prepared.table, probes.headline
+        controlled = controls.measure(*at, classifier=classifier, **options)
         advance(1)
     return probes, controlled
 
@@ -159,29 +161,13 @@ def write_results(
 ) -> None:
     """Writes every file of the run's folder; config.json gets its result last, which marks the run as finished."""
     directory, table = prepared.directory, prepared.table
-    fit = probes.fit
-    directory.write_probes(
-        {
-            "weights": fit.weights,
-            "intercept": fit.intercept,
-            "x_mean": fit.x_mean,
-            "alpha": fit.alpha,
-            "alphas": fit.alphas,
-            f"{probes.criterion}_mse": fit.loo_mse,
-        },
-        {
-            "states": probes.states,
-            "targets": table.target_names,
-            "units": table.units,
-            "fitted": "unit_vectors" if table.unit_vectors else "targets",
-            "headline_layer": probes.headline,
-        },
-    )
+    about = {"states": probes.states, "headline_layer": probes.headline}
+    directory.write_probes(probes.arrays, about | probes.metadata(table))
     directory.write_scores(probes.scores)
     if controlled is not None:
         directory.write_controls(controlled)
     directory.write_entities(entity_frame(table))
-    directory.write_predictions(prediction_frame(table, probes))
+    directory.write_predictions(probes.prediction_frame(table))
     result = {
         "headline_layer": probes.headline,
         "chosen_by": prepared.chosen_by,
@@ -192,7 +178,9 @@ def write_results(
         "prompt": prepared.extraction.prompt.wording,
         "dtype": prepared.dtype,
         "devices": f"{prepared.mesh.size} x {jax.devices()[0].device_kind}",
-        "units": dict(zip(table.target_names, table.units, strict=True)),
+        "units": {} if table.label else dict(zip(table.target_names, table.units, strict=True)),
+        "label": table.label,
+        "classes": table.target_names if table.label else (),
         "attribution": table.attribution,
         "notes": list(table.notes)
         + token_notes(prepared.files.tokenizer, prepared.extraction.tokens)

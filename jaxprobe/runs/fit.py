@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from jaxprobe.probes.lengths import length_notes, row_lengths
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
 from jaxprobe.probes.moments import Moments, centre
 from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_moments, solve_states, to_fit
+from jaxprobe.runs.fit_classes import ClassProbes, fit_class_probes
 
 FOLDS = 5
 MAX_GROUPS = 32  # each takes a D x D matrix for every state
@@ -50,6 +51,30 @@ class LayerProbes(NamedTuple):
     test_predictions: np.ndarray
     notes: tuple[str, ...] = ()
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What probes.safetensors keeps."""
+        kept = {name: getattr(self.fit, name) for name in ("weights", "intercept", "x_mean", "alpha", "alphas")}
+        return kept | {f"{self.criterion}_mse": self.fit.loo_mse}
+
+    def metadata(self, table: EntityTable) -> dict[str, Any]:
+        """What probes.safetensors says of its arrays."""
+        fitted = "unit_vectors" if table.unit_vectors else "targets"
+        return {"targets": table.target_names, "units": table.units, "fitted": fitted}
+
+    def prediction_frame(self, table: EntityTable) -> pd.DataFrame:
+        """The test rows' predictions at every state: layer, row, predicted_<target> and, for places, error_km."""
+        rows = np.flatnonzero(table.is_test)
+        frames = []
+        for state, predicted in zip(self.states, self.test_predictions, strict=True):
+            frame = pd.DataFrame({"layer": state, "row": rows.astype(np.int32)})
+            for column, target in enumerate(table.target_names):
+                frame[f"predicted_{target}"] = predicted[:, column].astype(np.float32)
+            if table.is_place:
+                frame["error_km"] = great_circle_km(predicted, table.targets[rows]).astype(np.float32)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
     def __repr__(self) -> str:
         return f"LayerProbes({len(self.states)} states; by {self.criterion} on the training rows: {self.headline})"
 
@@ -67,8 +92,9 @@ def fit_probes(
     prompt: str = "",
     seed: int = 0,
     progress: Progress | None = None,
-) -> LayerProbes:
-    """Fits a ridge probe on each state's training rows and scores it on both splits.
+    classifier: str = "ridge",
+) -> LayerProbes | ClassProbes:
+    """Fits a ridge probe, or of labels a class probe, on each state's training rows and scores it on both splits.
 
     Of several processes each solves some of the states, and all return the same.
 
@@ -77,9 +103,11 @@ def fit_probes(
       table: the entities, their targets and their split.
       model, prompt: for the columns of the score table.
       seed: of the bootstrap.
+      classifier: of a table of labels, one of `probes.labels.CLASSIFIERS`.
 
     Returns:
-      Probes and scores: R2, Spearman and MAE of each target and their mean, great-circle errors in km for places;
+      Probes and scores (of labels, see `fit_class_probes`): R2, Spearman and MAE of each target and their mean,
+      great-circle errors in km for places;
       95 % intervals by a bootstrap over test rows with the probe fixed.
 
     Raises:
@@ -89,6 +117,10 @@ def fit_probes(
     if not states or len(activations[states[0]]) != len(table):
         found = f"{len(activations[states[0]])} rows" if states else "no states"
         raise InputError(f"The activations have {found}; the table has {len(table)} rows. Extract this table.")
+    if table.label:
+        return fit_class_probes(
+            activations, table, classifier=classifier, model=model, prompt=prompt, seed=seed, progress=progress
+        )
     train = ~table.is_test
     progress = progress or default_reporter()
     here = share(len(states))
@@ -177,20 +209,6 @@ class _Counted(Mapping):
         return len(self._states)
 
 
-def prediction_frame(table: EntityTable, probes: LayerProbes) -> pd.DataFrame:
-    """The test rows' predictions at every state: layer, row, predicted_<target> and, for places, error_km."""
-    rows = np.flatnonzero(table.is_test)
-    frames = []
-    for state, predicted in zip(probes.states, probes.test_predictions, strict=True):
-        frame = pd.DataFrame({"layer": state, "row": rows.astype(np.int32)})
-        for column, target in enumerate(table.target_names):
-            frame[f"predicted_{target}"] = predicted[:, column].astype(np.float32)
-        if table.is_place:
-            frame["error_km"] = great_circle_km(predicted, table.targets[rows]).astype(np.float32)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
 def entity_frame(table: EntityTable) -> pd.DataFrame:
     """The table as it was read: row, text, split, group_<name> and true_<target>."""
     frame = pd.DataFrame(
@@ -202,6 +220,8 @@ def entity_frame(table: EntityTable) -> pd.DataFrame:
     )
     for name, values in table.groups.items():
         frame[f"group_{name}"] = np.asarray(values, dtype=object)
+    if table.label:
+        return frame.assign(**{f"true_{table.label}": table.labels})
     for column, target in enumerate(table.target_names):
         frame[f"true_{target}"] = table.targets[:, column]
     return frame

@@ -39,6 +39,8 @@ def read_inputs(settings: RunSettings) -> Inputs:
             problems += error.problems
     if problems or table is None:
         raise InputError(*problems)
+    if table.label and not settings.store:
+        raise InputError(f"Labels ({table.label}) need stored states, for their probabilities. Leave --no-store out.")
     return Inputs(settings, table)
 
 

@@ -13,6 +13,7 @@ from jaxprobe.host.paths import AnyPath
 from jaxprobe.host.progress import Reporter, default_reporter
 from jaxprobe.models.load import fit_mesh, read_weights
 from jaxprobe.models.placement import place
+from jaxprobe.probes.labels import ClassFit, class_scores
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.probes.ridge import RidgeFit, predict_layer
 from jaxprobe.results.results import Run
@@ -35,7 +36,8 @@ def predict(run: AnyPath | Run, texts: Sequence[str], reporter: Reporter | None 
 
     Returns:
       One row a text: ``text``, and for places ``latitude``, ``longitude`` and ``radius_km`` of the circle around them;
-      else each target with ``<target>_low`` and ``<target>_high``. Infinite where there are fewer than 9 test rows.
+      of class labels the likeliest and its ``probability``; else each target with ``<target>_low`` and
+      ``<target>_high``. Infinite where there are fewer than 9 test rows.
 
     Raises:
       InputError: no finished run, no text, another model's weights where the run's were, or whatever stands in the way
@@ -46,6 +48,8 @@ def predict(run: AnyPath | Run, texts: Sequence[str], reporter: Reporter | None 
         raise InputError('No text to predict for, or one that is empty or not UTF-8. Name some: --text "Lima" "Oslo".')
     arrays, metadata = run.probes
     state, targets = run.headline_layer, run.targets
+    if run.label:
+        return _predict_labels(run, texts, state, reporter or default_reporter())
     found, truth = run.predicted(state)
     x = _read_state(run, texts, state, reporter or default_reporter())
     nothing = np.empty(0)
@@ -60,6 +64,16 @@ def predict(run: AnyPath | Run, texts: Sequence[str], reporter: Reporter | None 
     for target, width in zip(targets, widths, strict=True):
         frame[f"{target}_low"], frame[f"{target}_high"] = frame[target] - width, frame[target] + width
     return frame
+
+
+def _predict_labels(run: Run, texts: Sequence[str], state: str, reporter: Reporter) -> pd.DataFrame:
+    arrays, metadata = run.probes
+    x = _read_state(run, texts, state, reporter)
+    nothing = np.empty(0)
+    fit = ClassFit(run.classes, arrays["weights"], arrays["intercept"], nothing, nothing)
+    log_p = class_scores(fit, metadata["states"].index(state), x)
+    labels = np.array(run.classes, object)[log_p.argmax(axis=1)]
+    return pd.DataFrame({"text": list(texts), run.label: labels, "probability": np.exp(log_p.max(axis=1))})
 
 
 def conformal_width(errors: np.ndarray, level: float = LEVEL) -> np.ndarray:

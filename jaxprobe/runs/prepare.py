@@ -23,6 +23,7 @@ from jaxprobe.models.load import ModelFiles, choose_dtype, fit_mesh, open_model
 from jaxprobe.models.placement import place
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.runs.fit import make_folds
+from jaxprobe.runs.fit_classes import CRITERIA
 from jaxprobe.runs.inputs import Inputs
 from jaxprobe.settings import RunSettings, absolute_paths, default_folder, fingerprint, to_json, versions
 
@@ -59,6 +60,8 @@ class Prepared(NamedTuple):
     @property
     def chosen_by(self) -> str:
         """What chooses the penalties and the headline layer, in words."""
+        if self.table.label and CRITERIA[self.settings.classifier] == "validation":
+            return "the log-loss of a quarter of them"
         if self.settings.store:
             return "leave-one-out"
         if self.settings.fold_group:
@@ -172,7 +175,7 @@ def describe(prepared: Prepared) -> list[str]:
     config = model.config
     lines = [
         f"Table {table.name}: {len(table):,} entities ({int(table.is_test.sum()):,} for testing); "
-        f"target {', '.join(table.target_names)}; groups {', '.join(table.groups) or 'none'}.",
+        f"target {table.target_words}; groups {', '.join(table.groups) or 'none'}.",
         *table.notes,
         f"Model {model.source.name}: {config.layers} layers, width {config.width}, "
         f"{config.parameter_count() / 1e6:,.0f} M parameters, {prepared.dtype}.",
