@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.results.folder import RunDirectory
-from jaxprobe.runs.fit import entity_frame, fit_probes, prediction_frame
+from jaxprobe.runs.fit import entity_frame, fit_probes
 
 
 def make_world(rows=240, width=12, seed=0):
@@ -85,7 +85,7 @@ def test_frames_fit_the_run_directory(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.write_scores(probes.scores)
     directory.write_entities(entity_frame(table))
-    directory.write_predictions(prediction_frame(table, probes))
+    directory.write_predictions(probes.prediction_frame(table))
     predictions = directory.read_predictions()
     assert len(predictions) == 3 * table.is_test.sum()
     assert set(directory.read_scores()["metric"]) == {"r2", "spearman", "mae", "error_km_median", "error_km_mean"}
