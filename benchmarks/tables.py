@@ -1,9 +1,10 @@
-"""README tables and plots from benchmarks/results/*.json, so that no figure is typed by hand.
+"""Tables of README.md and docs/, and plots, from benchmarks/results/*.json, so that no figure is typed by hand.
 
-    python benchmarks/tables.py           # rewrites README.md between its markers, and the plots beside the JSON files
-    python benchmarks/tables.py --check   # says whether README.md is up to date
+    python benchmarks/tables.py           # rewrites the pages between their markers, and the JSON files' plots
+    python benchmarks/tables.py --check   # says whether the pages are up to date
 
-A table stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``; NAME is a result file's name.
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``; NAME is a result file's name, or one of
+OTHERS, which are made of several files or of the package itself.
 """
 
 import json
@@ -51,6 +52,37 @@ def extraction_table(result: dict[str, Any]) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *extraction_notes(result)])
+
+
+def speed_table(results: Path) -> str:
+    """The README's short table: entities a second of each engine in float32, and by how much jaxprobe is faster."""
+    result = json.loads((results / "extraction-cpu.json").read_text())
+    rates: dict[str, dict[str, dict]] = {}
+    for table in result["tables"]:
+        for entry in table["engines"]:
+            if entry["dtype"] == "float32":
+                rates.setdefault(entry["engine"], {})[f"{table['dataset']}, {table['prompt']}"] = entry
+    columns = list(rates["jaxprobe"])
+    lines = ["| names a second | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for engine, entries in rates.items():
+        factor = lambda entry: "" if "factor" not in entry else f" ({entry['factor']:.1f}× slower)"
+        cells = [
+            number(entries[name]["entities_per_s"])
+            + ("" if engine == "jaxprobe" else factor(entries[name]["speed_up_of_jaxprobe"]))
+            for name in columns
+        ]
+        lines.append(f"| {ENGINES[engine][1]} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", extraction_notes(result)[0]])
+
+
+def experiments_table(results: Path) -> str:
+    """What each experiment asks, in the words of its own docstring."""
+    from jaxprobe.experiments import registry
+
+    lines = ["| `jaxprobe experiment` | question |", "|---|---|"]
+    for name in registry.EXPERIMENTS:
+        lines.append(f"| `{name.replace('_', '-')}` | {registry.summary(registry.load(name))} |")
+    return "\n".join(lines)
 
 
 def extraction_notes(result: dict[str, Any]) -> list[str]:
@@ -263,6 +295,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ridge": ridge_table,
     "store": store_table,
 }
+OTHERS: dict[str, Callable[[Path], str]] = {"speed": speed_table, "experiments": experiments_table}
 
 
 def number(value: float) -> str:
@@ -274,6 +307,8 @@ def with_tables(text: str, results: Path = RESULTS) -> str:
     """``text`` with every marked table made anew. Raises ValueError for a marker without a result file."""
 
     def fill(match: re.Match) -> str:
+        if match[2] in OTHERS:
+            return f"{match[1]}{OTHERS[match[2]](results)}\n{match[3]}"
         path = results / f"{match[2]}.json"
         writer = next((writer for start, writer in WRITERS.items() if match[2].startswith(start)), None)
         if writer is None or not path.is_file():
@@ -312,22 +347,27 @@ def plot_extraction(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(readme: Path = ROOT / "README.md", check: bool = False) -> None:
-    """Rewrite the README's tables and the plots from the result files.
+def pages() -> list[Path]:
+    """Every page that may hold a table."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main(check: bool = False) -> None:
+    """Rewrite the pages' tables and the plots from the result files.
 
     Args:
-        readme: The file with the markers.
         check: Change nothing; end with an error where a table is not what the result files say.
     """
-    text = readme.read_text()
-    made = with_tables(text)
-    if check:
+    for page in pages():
+        text = page.read_text()
+        made = with_tables(text)
+        if check and made != text:
+            sys.exit(f"{page.name} does not match benchmarks/results: run python benchmarks/tables.py")
         if made != text:
-            sys.exit(f"{readme.name} does not match benchmarks/results: run python benchmarks/tables.py")
+            with replacing(page) as path:
+                path.write_text(made)
+    if check:
         return
-    if made != text:
-        with replacing(readme) as path:
-            path.write_text(made)
     for path in sorted(RESULTS.glob("extraction*.json")):
         plot_extraction(json.loads(path.read_text()), path.with_suffix(".svg"))
 

@@ -37,11 +37,10 @@ def modules() -> dict[str, Path]:
     return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
-def imports() -> Iterator[tuple[Path, str, str]]:
-    """(file, its room, the room that it imports from), for both ways of writing an import."""
+def file_imports() -> Iterator[tuple[Path, Path]]:
+    """(file, a file that it imports from), for both ways of writing an import."""
     known = modules()
     for path in known.values():
-        room = path.with_suffix("").parts[0]
         for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -51,9 +50,17 @@ def imports() -> Iterator[tuple[Path, str, str]]:
             else:
                 continue
             for name in names:
-                parts = name.split(".")
-                if parts[0] == "jaxprobe" and len(parts) > 1 and any(key.split(".")[0] == parts[1] for key in known):
-                    yield path, room, parts[1]
+                # The name may be a module, or something in one.
+                inside = name.removeprefix("jaxprobe.")
+                found = known.get(inside) or known.get(inside.rpartition(".")[0])
+                if name.startswith("jaxprobe.") and found:
+                    yield path, found
+
+
+def imports() -> Iterator[tuple[Path, str, str]]:
+    """(file, its room, the room that it imports from)."""
+    for path, target in file_imports():
+        yield path, path.with_suffix("").parts[0], target.with_suffix("").parts[0]
 
 
 def test_every_room_has_a_rank():

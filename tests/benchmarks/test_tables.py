@@ -69,9 +69,15 @@ def test_the_plot_names_every_engine(tmp_path):
     assert "jaxprobe (float32)" in drawn and "2. tuned (float32)" in drawn and "1,234" in drawn
 
 
-def test_readme_matches_the_result_files():
-    text = (tables.ROOT / "README.md").read_text()
-    assert "<!-- table:demo -->" in text and tables.with_tables(text) == text
+def test_every_page_matches_the_result_files():
+    texts = {page.name: page.read_text() for page in tables.pages()}
+    assert "<!-- table:demo -->" in texts["README.md"] and "<!-- table:ridge -->" in texts["benchmarks.md"]
+    assert [name for name, text in texts.items() if tables.with_tables(text) != text] == []
+
+
+def test_the_readme_is_short():
+    """Its long tables stand in docs/benchmarks.md."""
+    assert len((tables.ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_demo_table_stands_beside_what_would_explain_it():

@@ -1,4 +1,4 @@
-"""Every command of the README, run as it stands there, from top to bottom, in an empty folder."""
+"""Every command of the README and docs/, run as it stands there, page after page, in a folder empty at first."""
 
 import os
 import re
@@ -11,7 +11,10 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+# In the order of reading: a page goes on with the runs of those before it.
+FIRST = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("guide", "experiments"))]
+PAGES = FIRST + [path for path in sorted((ROOT / "docs").glob("*.md")) if path not in FIRST]
 # What a command begins with -> why it is not run here.
 NOT_RUN = {
     "scripts/demo": "tests/test_demo.py runs it",
@@ -26,18 +29,21 @@ NOT_RUN = {
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text and the line it begins on."""
+    """A fenced block: its page, its language, its text and the line it begins on."""
 
+    page: str
     language: str
     text: str
     line: int
 
 
 def blocks() -> list[Block]:
-    text = README.read_text(encoding="utf-8")
     return [
-        Block(match[1], match[2], text[: match.start()].count("\n") + 1)
+        Block(page.name, match[1], match[2], text[: match.start()].count("\n") + 1)
+        for page in PAGES
+        for text in [page.read_text(encoding="utf-8")]
         for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        if match[1] != "text"
     ]
 
 
@@ -46,31 +52,49 @@ def commands(block: Block) -> list[str]:
     return [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
 
 
+def bare(command: str) -> str:
+    """A command without its comment and its spaces."""
+    return " ".join(command.partition("  #")[0].split())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("readme")
+    return tmp_path_factory.mktemp("docs")
+
+
+@pytest.fixture(scope="module")
+def done():
+    """Commands that ran already: what two pages say is run once."""
+    return set()
 
 
 def test_what_is_not_run_is_there():
     every = [command for block in blocks() if block.language == "bash" for command in commands(block)]
-    assert len(every) > 10
+    assert len(every) > 20
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in every)] == []
 
 
-@pytest.mark.parametrize("block", blocks(), ids=lambda block: f"line {block.line}")
-def test_blocks_run_as_written(block, folder):
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: f"{block.page} line {block.line}")
+def test_blocks_run_as_written(block, folder, done):
     assert block.language in ("bash", "python")
     if block.language == "bash":
         runnable = [command for command in commands(block) if not command.startswith(tuple(NOT_RUN))]
         if not runnable:
             pytest.skip("; ".join(sorted({NOT_RUN[start] for start in NOT_RUN if start in block.text})))
+        runnable = [command for command in runnable if bare(command) not in done]
+        if not runnable:
+            return
         arguments = ["bash", "-euo", "pipefail", "-c", "\n".join(runnable)]
     else:
+        runnable = []
         arguments = [sys.executable, "-c", block.text]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     settings = {**os.environ, "PATH": path, "XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(arguments, cwd=folder, env=settings, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout
-    if "jaxprobe doctor" in block.text:  # which also exits with 0 where it had nothing to compare with
+    done.update(map(bare, runnable))
+    if any(
+        command.startswith("jaxprobe doctor") for command in runnable
+    ):  # which also exits with 0 where it had nothing to compare with
         assert "ok    parity       8 names x 32 states against Hugging Face PyTorch" in result.stdout
