@@ -45,7 +45,7 @@ def factor(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype: str) -> Normal
 
 
 def leave_one_out(
-    f: Normal, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, "A"], *, dtype: str
+    f: Normal, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, " A"], *, dtype: str
 ) -> Float[Array, "A C"]:
     """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y."""
     n, d = x.shape
@@ -73,7 +73,7 @@ def leave_one_out(
 
 
 def generalised(
-    f: Normal, y_squares: Float[Array, "C"], n: Float[Array, ""], alphas: Float[Array, "A"], *, sample_space: bool
+    f: Normal, y_squares: Float[Array, " C"], n: Float[Array, ""], alphas: Float[Array, " A"], *, sample_space: bool
 ) -> Float[Array, "A C"]:
     """Generalised cross-validation: leave-one-out with every h at its mean."""
 
@@ -92,7 +92,7 @@ def generalised(
     return lax.map(one_alpha, alphas)
 
 
-def weights_at(f: Normal, x: Float[Array, "N D"], alpha: Float[Array, "C"]) -> Float[Array, "D C"]:
+def weights_at(f: Normal, x: Float[Array, "N D"], alpha: Float[Array, " C"]) -> Float[Array, "D C"]:
     """Weights at one penalty a target."""
 
     def one_target(args):

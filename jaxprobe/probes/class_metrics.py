@@ -31,10 +31,12 @@ def score_classes(
       code: [N] number of each row's class, below K.
       log_probabilities: [L, N, K] of L probes, normalised.
       groups, replicates, level, seed, metrics: as in `metrics.score`.
+
     Returns:
       accuracy; balanced_accuracy (mean over classes of the share of their rows that is found); macro_f1; auroc (of two
       classes that of the second; of more the mean over classes of each against the rest); log_loss (nats a row);
       calibration_error (mean distance of the top label's probability from how often it is right, by bins).
+
     Raises:
       InputError: shapes that do not fit.
     """

@@ -43,7 +43,7 @@ def product_dtype(n: int, d: int, dtype: str) -> str:
 
 
 def factor(
-    x: Float[Array, "N D"], y: Float[Array, "N C"], inside: Bool[Array, "N"] | None = None, *, dtype: str
+    x: Float[Array, "N D"], y: Float[Array, "N C"], inside: Bool[Array, " N"] | None = None, *, dtype: str
 ) -> Factors:
     """Eigendecomposition of one layer, by whichever of x'x and x x' is the better form.
 
@@ -78,7 +78,7 @@ def centred_kernel(x: Float[Array, "N D"]) -> tuple[Array, Array, Array]:
     return x_mean, centred, kernel + jnp.trace(kernel) / len(x) ** 2
 
 
-def constant_share(kernel_diagonal: Float[Array, "N"], alphas: Float[Array, "A"]) -> Float[Array, "A"]:
+def constant_share(kernel_diagonal: Float[Array, " N"], alphas: Float[Array, " A"]) -> Float[Array, " A"]:
     """alpha / (alpha + mean eigenvalue) / N: the constant vector's part of alpha (x x' + alpha I)^-1, at every i, j."""
     n = len(kernel_diagonal)
     # The trace with the constant's eigenvalue t added is trace + t, where t = trace / N.
@@ -90,7 +90,7 @@ def residuals(
     f: Factors,
     x: Float[Array, "N D"],
     y: Float[Array, "N C"],
-    alphas: Float[Array, "A"],
+    alphas: Float[Array, " A"],
     *,
     n: int,
     dtype: str,
@@ -117,8 +117,8 @@ def leave_one_out(
     f: Factors,
     x: Float[Array, "N D"],
     y: Float[Array, "N C"],
-    alphas: Float[Array, "A"],
-    inside: Bool[Array, "N"] | None = None,
+    alphas: Float[Array, " A"],
+    inside: Bool[Array, " N"] | None = None,
     *,
     dtype: str,
 ) -> tuple[Float[Array, "A C"], Float[Array, ""]]:
@@ -147,7 +147,7 @@ def leave_one_out(
     return total / (n if count is None else count), 1 - most
 
 
-def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: Float[Array, "D K"], dtype: str):
+def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, " D"], matrix: Float[Array, "D K"], dtype: str):
     """[N, K] (x - x_mean) matrix."""
     matrix, mean = matrix.astype(dtype), x_mean.astype(dtype)
     # The mean rounded to dtype goes first, while large values still cancel exactly; the rest of it after the product.
@@ -156,7 +156,7 @@ def centred_product(x: Float[Array, "N D"], x_mean: Float[Array, "D"], matrix: F
 
 
 def generalised(
-    f: Factors, y_squares: Float[Array, "C"], n: Float[Array, ""], alphas: Float[Array, "A"], *, sample_space: bool
+    f: Factors, y_squares: Float[Array, " C"], n: Float[Array, ""], alphas: Float[Array, " A"], *, sample_space: bool
 ) -> Float[Array, "A C"]:
     """Generalised cross-validation (Golub, Heath & Wahba 1979): leave-one-out with every h at its mean over n rows."""
     keep = alphas[None, :] / (f.values[:, None] + alphas[None, :])
@@ -170,13 +170,13 @@ def generalised(
     return n * residual_squares / others[:, None] ** 2
 
 
-def weights_at(f: Factors, x: Float[Array, "N D"], alpha: Float[Array, "C"]) -> Float[Array, "D C"]:
+def weights_at(f: Factors, x: Float[Array, "N D"], alpha: Float[Array, " C"]) -> Float[Array, "D C"]:
     """Weights at one penalty a target."""
     weights = feature_weights(f, alpha)
     return product((x.astype(jnp.float64) - f.x_mean[None]).T, weights) if in_sample_space(*x.shape) else weights
 
 
-def feature_weights(f: Factors, alpha: Float[Array, "C"]) -> Float[Array, "K C"]:
+def feature_weights(f: Factors, alpha: Float[Array, " C"]) -> Float[Array, "K C"]:
     """Weights at one penalty a target of the dimensions of x'x (of the rows, with factors of x x')."""
     return product(f.vectors, f.rotated / (f.values[:, None] + alpha[None, :]))
 
@@ -191,7 +191,7 @@ def condition_at(f: Factors, alpha: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(f.finite, jnp.max(f.diagonal * inverse), jnp.nan)
 
 
-def layer_scale(squares: Float[Array, "D"]) -> Float[Array, ""]:
+def layer_scale(squares: Float[Array, " D"]) -> Float[Array, ""]:
     """Median sum of squares of the dimensions that vary: a scale that few huge dimensions don't move."""
     return jnp.nan_to_num(jnp.nanmedian(jnp.where(squares > 0, squares, jnp.nan)), nan=1.0)
 

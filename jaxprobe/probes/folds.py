@@ -43,13 +43,13 @@ def factor(m: Moments, *, k_fold: bool) -> tuple[Factors, Factors | None]:
     return factor_moments(centre(everything)), without
 
 
-def generalised(f: Factors, m: Moments, alphas: Float[Array, "A"]) -> Float[Array, "A C"]:
+def generalised(f: Factors, m: Moments, alphas: Float[Array, " A"]) -> Float[Array, "A C"]:
     """Generalised cross-validation of the fit on all rows, in squared units of y."""
     everything = centre(total(m))
     return factors.generalised(f, everything.y_squares, everything.count, alphas, sample_space=False)
 
 
-def errors(without: Factors, m: Moments, alphas: Float[Array, "A"]) -> Float[Array, "A C"]:
+def errors(without: Factors, m: Moments, alphas: Float[Array, " A"]) -> Float[Array, "A C"]:
     """k-fold mean squared errors: the moments of each fold about the means of the other rows, and their weights."""
     everything = total(m)
 

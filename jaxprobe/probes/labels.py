@@ -93,6 +93,7 @@ def fit_classes(
       alphas: penalties > 0 in squared activation; None takes a grid relative to each state's own scale.
       seed: of the rows on which logistic regression and lda choose their penalty.
       advance: told 1 after each state.
+
     Raises:
       InputError: labels or states that can't be fitted, or a classifier that is not known.
     """

@@ -87,9 +87,11 @@ def score(
       level: probability that the interval is meant to cover.
       seed: equal seeds draw equal rows, whatever the predictions.
       metrics: some of the names below, where not all are wanted.
+
     Returns:
       "r2", "spearman", "mae": Interval of arrays [L, C + 1], the last column the mean over targets;
       "error_km_median", "error_km_mean" (places only): Interval of arrays [L].
+
     Raises:
       InputError: shapes that do not fit.
     """

@@ -79,6 +79,7 @@ def fit_mlp(
       patience: epochs, 1 or more, without a better validation error after which a probe is done.
       validation_share: part of the rows kept for that, at least one row.
       seed: of the split, the batches and the initial weights.
+
     Raises:
       InputError: shapes that do not fit, fewer than 2 rows, values that are not finite, options out of range, or a
         probe whose error was never finite (a learning rate that overflows).

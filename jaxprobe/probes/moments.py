@@ -75,7 +75,7 @@ def sum_over_rows(block: Callable, rows: int, join: Callable = add_leaves):
     return lax.fori_loop(0, whole, lambda i, total: join(total, block(i * ROWS, ROWS)), total)
 
 
-def shifted(x: Float[Array, "N D"], shift: Float[Array, "D"], dtype: str) -> Float[Array, "N D"]:
+def shifted(x: Float[Array, "N D"], shift: Float[Array, " D"], dtype: str) -> Float[Array, "N D"]:
     """x - shift in ``dtype``, subtracted in x's own dtype where that is wider: large values cancel before rounding."""
     wide = x.dtype if x.dtype == jnp.float64 else dtype
     return (x.astype(wide) - shift.astype(wide)[None]).astype(dtype)
@@ -112,7 +112,7 @@ def principal_axes(blocks: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(usable.astype(np.float64))[1].astype(blocks.dtype)
 
 
-def rotate(rows: Float[Array, "N D"], top: Int[Array, "k"], axes: Float[Array, "k k"]) -> Float[Array, "N D"]:
+def rotate(rows: Float[Array, "N D"], top: Int[Array, " k"], axes: Float[Array, "k k"]) -> Float[Array, "N D"]:
     """Rows with their dimensions ``top`` along ``axes`` in place of their own."""
     return rows.at[:, top].set(product(rows[:, top], axes))
 
@@ -138,7 +138,7 @@ def rotate_moments(m: Moments) -> tuple[Moments, np.ndarray, np.ndarray, float]:
     return m._replace(x_shift=x_shift, x_sum=x_sum, xx=xx, xy=xy), top, axes, scale
 
 
-def pilot_mean(x: Float[Array, "N D"], dtype: str) -> Float[Array, "D"]:
+def pilot_mean(x: Float[Array, "N D"], dtype: str) -> Float[Array, " D"]:
     """The mean of at most about 2 ROWS rows spread over x: near enough, as what it is off by is taken out exactly."""
     return jnp.mean(x[:: max(len(x) // ROWS, 1)].astype(jnp.float64), axis=0).astype(dtype)
 
@@ -147,8 +147,8 @@ def moments_of(
     x: Float[Array, "N D"],
     y: Float[Array, "N C"],
     dtype: str,
-    x_shift: Float[Array, "D"] | None = None,
-    inside: Bool[Array, "N"] | None = None,
+    x_shift: Float[Array, " D"] | None = None,
+    inside: Bool[Array, " N"] | None = None,
 ) -> Moments:
     """Moments of rows in memory: products in ``dtype``, blocks added in float64 (under ``jax.enable_x64``).
 

@@ -88,10 +88,13 @@ def fit_ridge(
       devices: the layers are spread over these; all local accelerators or one CPU by default.
       names: L names of the layers for messages; their numbers by default.
       rows: [N] bool, the rows to fit on; all by default. Fits of one x that differ in these share a compiled program.
+
     Returns:
       RidgeFit of L layers.
+
     Raises:
       InputError: shapes that do not fit, fewer than 2 rows, a penalty that is not positive, values that are not finite.
+
     Warns:
       UserWarning: names the layer where rounding may reach the third digit even in float64.
     """

@@ -24,8 +24,10 @@ def export_activations(path: str | PathLike, out: str | PathLike, states: Sequen
       out: a name that ends in .safetensors: one file, one [N, D] tensor for each state, in the stored dtype. Any other:
         a folder with STATE.npy [N, D] for each state; NumPy has no bfloat16, so these are float32.
       states: which ones; default: all.
+
     Returns:
       the files written.
+
     Raises:
       InputError: as ``open_activations``; an unknown state; a name that is taken by something else; too little space.
     """

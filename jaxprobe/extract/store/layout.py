@@ -79,6 +79,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
 
 
 def write_manifest(path: AnyPath, manifest: Manifest) -> None:
+    """Write the manifest with a checksum of its own, whole or not at all."""
     body = {"format": FORMAT} | _fields(manifest)
     body["crc32"] = zlib.crc32(canonical(body))
     with replacing(path / MANIFEST) as temporary:
@@ -156,9 +157,11 @@ def size_on_disk(rows: int, widths: Sequence[int], dtype: str, shards: int = 1) 
 
 
 def checksum(seed: int, shard: int, name: str, values: np.ndarray) -> int:
+    """CRC-32 of a state's values in a shard, told apart from the same values in another shard, state or store."""
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return zlib.crc32(data, zlib.crc32(f"{shard}/{name}".encode(), seed))
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
+    """The JSON of a mapping, the same whatever the order of its names."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()

@@ -123,6 +123,7 @@ class ActivationStore:
           widths: of the states that are not D wide.
           source: the model's name and revision, to be kept for information; not compared.
           repair: first read everything that is there and drop what is damaged.
+
         Raises:
           InputError: not a folder, not a store, other settings, a newer format, another writer, no permission, or too
             little space for what is missing. DamagedError: the manifest is damaged.
@@ -166,6 +167,7 @@ class ActivationStore:
         Args:
           shard: which one.
           states: state -> [E, D] in the store's dtype.
+
         Raises:
           InputError: the shard before this one could not be written (a full disk, say); those before it are safe.
         """
