@@ -4,7 +4,16 @@ import importlib
 import inspect
 from types import ModuleType
 
-EXPERIMENTS = ("layers", "prompts", "blocks", "entity_types", "controls", "dateline", "components")
+EXPERIMENTS = (
+    "layers",
+    "prompts",
+    "blocks",
+    "entity_types",
+    "controls",
+    "nonlinear",
+    "components",
+    "dateline",
+)
 
 
 def load(name: str) -> ModuleType:
