@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import types
 import typing
 from collections.abc import Mapping
@@ -264,6 +265,12 @@ def fingerprint(settings: Mapping[str, Any], inputs: Any) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def mend_command(folder: AnyPath, *options: str) -> str:
+    """The command that writes anew what is missing or damaged of the run in a folder, from wherever it is given."""
+    place = shlex.quote(str(folder))
+    return " ".join(("jaxprobe run --config", place, "--out", place, *options))
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,6 @@ interrupted run) finds the old file or the new one, never half of one.
 
 import hashlib
 import json
-import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from safetensors.numpy import save
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, absolute, as_path, differences, file_size, is_local, local_copy, replacing
 from jaxprobe.html import html_table, scores_in_words
+from jaxprobe.settings import mend_command
 
 SCORE_KEYS = ("model", "dataset", "prompt", "layer", "target", "split", "metric")
 SCORE_VALUES = ("value", "ci_low", "ci_high", "alpha")
@@ -140,8 +140,7 @@ class RunDirectory:
 
     def mend_command(self, *options: str) -> str:
         """The command that writes anew what is missing or damaged, from any folder."""
-        place = shlex.quote(str(self.path))
-        return " ".join(("jaxprobe run --config", place, "--out", place, *options))
+        return mend_command(self.path, *options)
 
     def digests(self) -> dict[str, dict[str, Any]]:
         """File -> its size in bytes and SHA-256, of those that hold results."""

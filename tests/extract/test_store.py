@@ -314,7 +314,7 @@ def test_damage_in_any_file_is_found_named_and_repaired(tmp_path, make_stored, d
             found["harmless"] += 1
         except DamagedError as error:
             assert error.shards == (3,)
-            assert re.search(r"damaged \(shard 3: .*\). Run the same command again with --repair", str(error))
+            assert re.search(r"damaged \(shard 3: .*\). Remove what is damaged and extract", str(error))
             found["damaged"] += 1
             with stored.open(copy, repair=True) as store:
                 assert store.dropped == store.missing == (3,)
@@ -364,7 +364,7 @@ def test_a_damaged_manifest_is_repaired_without_computing_again(tmp_path, stored
     for broken in (text.replace("tiny", "tinx"), text[:100], "", "[]", "\0" * 50):
         (path / "manifest.json").write_text(broken)
         for read in (open_activations, stored.open):
-            with pytest.raises(DamagedError, match="--repair"):
+            with pytest.raises(DamagedError, match="damaged. Remove"):
                 read(path)
         with stored.open(path, repair=True) as store:
             assert store.complete and store.dropped == ()

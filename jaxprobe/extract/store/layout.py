@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, replacing
+from jaxprobe.settings import mend_command
 from jaxprobe.sites import parse_sites
 
 FORMAT = 1
@@ -106,7 +107,7 @@ def read_manifest(path: AnyPath) -> Manifest:
                 parse_sites(manifest.states)  # their names become paths: of leaves, and of exported files
                 return manifest
     except InputError as error:
-        raise InputError(f"{file} can't be used: {error} Remove the folder and run again.") from error
+        raise InputError(f"{file} can't be used: {error} Remove that folder. {remedy(path)}") from error
     except (ValueError, AttributeError, KeyError, TypeError):
         version = None
     if isinstance(version, int) and version > FORMAT:
@@ -114,7 +115,14 @@ def read_manifest(path: AnyPath) -> Manifest:
             f"{path} was written by a newer jaxprobe: its format is {version}, this version reads up to {FORMAT}. "
             "Update jaxprobe, or name another folder."
         )
-    raise DamagedError(f"{file} is damaged. Run the same command again with --repair to write it anew.")
+    raise DamagedError(f"{file} is damaged. {remedy(path, '--repair')}")
+
+
+def remedy(path: AnyPath, *options: str) -> str:
+    """What to do about a store that is damaged or not complete: the command, where it is a run's."""
+    if (path.parent / "config.json").is_file():
+        return f"What is missing or damaged is computed anew by: {mend_command(path.parent, *options)}"
+    return f"{'Remove what is damaged and extract' if options else 'Extract'} the same again into this folder."
 
 
 def _has_shape(manifest: Manifest) -> bool:

@@ -11,7 +11,15 @@ import numpy as np
 from jax.sharding import Sharding
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.store.layout import DamagedError, Manifest, canonical, checksum, is_complete, read_manifest
+from jaxprobe.extract.store.layout import (
+    DamagedError,
+    Manifest,
+    canonical,
+    checksum,
+    is_complete,
+    read_manifest,
+    remedy,
+)
 from jaxprobe.extract.store.shards import ShardDamage, read_leaf
 from jaxprobe.host.paths import AnyPath, absolute
 
@@ -43,7 +51,7 @@ def open_activations(path: str | PathLike) -> "Activations":
     if complete < manifest.shards:
         raise InputError(
             f"{path} is not finished: {manifest.shards - complete} of {manifest.shards} shards are missing. "
-            "Run the same command again; it computes only those."
+            f"{remedy(path)}"
         )
     return Activations(path, manifest)
 
@@ -168,7 +176,6 @@ def _for_each_shard(path: AnyPath, function: Callable[[int], None], shards: Iter
     if damaged:
         found = "; ".join(f"shard {shard}: {error}" for shard, error in damaged.items())
         raise DamagedError(
-            f"{path} is damaged ({found}). Run the same command again with --repair: it computes "
-            f"{'this shard' if len(damaged) == 1 else 'these shards'} anew and keeps the rest.",
+            f"{path} is damaged ({found}). {remedy(path, '--repair')}",
             tuple(damaged),
         )
