@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBL
     from jaxprobe.results.results import Run as Run
     from jaxprobe.runs.execute import run as run_probes  # noqa: F401
     from jaxprobe.runs.fit import fit_probes as fit_probes
+    from jaxprobe.runs.own_states import probe as probe
     from jaxprobe.runs.predict import predict as predict_names  # noqa: F401
     from jaxprobe.settings import RunConfig as RunConfig
     from jaxprobe.settings import RunSettings as RunSettings
@@ -44,6 +45,7 @@ _PUBLIC = {
     "load_model": "jaxprobe.models.load",
     "load_table": "jaxprobe.data.catalog",
     "open_activations": "jaxprobe.extract.store.reader",
+    "probe": "jaxprobe.runs.own_states",
     "predict_names": "jaxprobe.runs.predict:predict",
     "run_probes": "jaxprobe.runs.execute:run",
 }

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -86,6 +86,55 @@ def run_settings(settings: RunSettings, output: Output, processes: str | None = 
         directory = run(settings, output.reporter(), inputs)
         if is_main():
             output.run(directory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Command):
+    """Probe states that were made elsewhere: the same scores, controls without a model, predictions and report."""
+
+    states: tyro.conf.Positional[Path]
+    """A .npy file [row, dimension] or [layer, row, dimension], a folder of .npy files, or a .safetensors file."""
+    dataset: str
+    """A named table (see `jaxprobe data list`), or a CSV or Parquet file; its rows are the states' rows, in order."""
+    out: Path
+    """The run's folder."""
+    text: str | None = None
+    """Column of the names, or a template over columns: "{creator}'s {title}"."""
+    target: tuple[str, ...] = ()
+    """Columns to predict: numbers, or dates; or one of class labels."""
+    labels: bool | None = None
+    """The target is a class label and not a number; default: where its values are no numbers, or are all 0 or 1."""
+    classifier: Literal["ridge", "lda", "means", "logistic"] = "ridge"
+    """Of class labels: ridge on one column a class, linear discriminants, nearest class mean, logistic regression."""
+    split: str | None = None
+    """Column that says which rows are for testing, or blocks: whole cells of the map; default: a seeded 80/20 split."""
+    unit_vectors: Flag = False
+    """Fit places as points on the sphere, which has no dateline; predictions are degrees again."""
+    group: tuple[str, ...] = ()
+    """Columns to colour by and to hold out."""
+    name: str = "own states"
+    """What results call whoever made the states."""
+    data_dir: Path | None = None
+    """Folder of the paper's tables; default: the variable JAXPROBE_DATA."""
+    seed: int = 0
+    """Of the split and the bootstrap."""
+
+    def __call__(self, output: Output) -> None:
+        names = {field.name for field in dataclasses.fields(RunSettings)} - {"model"}
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names}
+        settings = RunSettings(model=self.name, **kept)
+        check_settings(settings)
+        out = as_path(self.out)
+        check_out(out)
+        from jaxprobe.extract.store.plain import PlainStates
+        from jaxprobe.runs.inputs import load_run_table
+
+        PlainStates(self.states)  # what is wrong with these, before JAX is imported
+        table = load_run_table(settings)
+        from jaxprobe.runs.own_states import probe
+
+        run = probe(self.states, table, out, settings=settings, name=self.name, reporter=output.reporter())
+        output.run(run.directory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +239,13 @@ class Doctor(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Write a run's stored states as plain files, rows in the order of entities.parquet."""
+    """Write a run's stored states as plain files, and its table with the same rows beside them as a CSV."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     out: Path
-    """A name that ends in .safetensors: one file. Any other: a folder, with STATE.npy for each state (float32)."""
+    """A name that ends in .safetensors: one file, and its table as .csv. Any other: a folder, with STATE.npy for each
+    state (float32) and table.csv."""
     states: tuple[str, ...] = ()
     """Which ones: embed, 0, 1, ..., final_norm; default: all that are stored."""
 
@@ -207,7 +257,16 @@ class Export(Command):
         check_out(out, file=out.suffix == ".safetensors")
         from jaxprobe.extract.store.export import export_activations
 
-        output.files(export_activations(RunDirectory(as_path(self.run)).activations_path, out, self.states or None))
+        directory = RunDirectory(as_path(self.run))
+        files = export_activations(directory.activations_path, out, self.states or None)
+        if directory.is_fitted:
+            from jaxprobe.data.columns import write_frame
+            from jaxprobe.results.results import Run
+
+            table = out.with_suffix(".csv") if out.suffix == ".safetensors" else out / "table.csv"
+            write_frame(Run(directory).table.to_frame(), table)
+            files.append(table)
+        output.files(files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +391,7 @@ def _smoke_folder(name: str, limit: int | None) -> Path:
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": RunCommand,
+    "fit": Fit,
     "predict": Predict,
     "report": Report,
     "export": Export,

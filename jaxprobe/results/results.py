@@ -145,7 +145,7 @@ class Run:
         """Every state that has test scores, in the order of the forward pass."""
         scores = self.scores
         shown = scores[(scores["split"] == "test") & (scores["metric"] == self.metric) & (scores["target"] == "mean")]
-        return tuple(sorted(shown["layer"].unique(), key=layer_position))
+        return tuple(shown["layer"].unique())  # as they were fitted
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
@@ -166,6 +166,11 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """The K classes of a label, in the order of the probes' columns."""
         return tuple(self.result.get("classes", ()))
+
+    @property
+    def states_from(self) -> str | None:
+        """The file of the states where they were made elsewhere; None of a run that has a model."""
+        return self.result.get("states_from")
 
     @property
     def metric(self) -> str:
@@ -287,8 +292,11 @@ class Run:
         Raises:
           InputError: the run keeps none, they are not complete, or they are another run's.
         """
+        from jaxprobe.extract.store.plain import PlainStates
         from jaxprobe.extract.store.reader import open_activations  # imports JAX
 
+        if self.states_from is not None:
+            return PlainStates(self.states_from)
         path = self.directory.activations_path
         if not path.is_dir():
             again = f"jaxprobe run --config {shlex.quote(str(self.path))} --store --out NEW_FOLDER"
@@ -314,6 +322,11 @@ class Run:
         from jaxprobe.models.files.digest import weights_digest
         from jaxprobe.models.load import open_model
 
+        if self.states_from is not None:
+            raise InputError(
+                f"{self.path} was made from states of your own ({self.states_from}), so there is no model to read. "
+                "Apply its probes to states with jaxprobe.load_probes."
+            )
         settings = self.settings
         last = None
         if state is not None and state != "final_norm":
@@ -328,21 +341,6 @@ class Run:
                 f"{found[:12]}, the run's {str(kept)[:12]}). Put the run's weights back, or make a new run: {again}"
             )
         return files
-
-
-def layer_position(layer: str) -> int:
-    """Where a state stands in the forward pass: embed -1, block i at i, final_norm after all.
-
-    Raises:
-      InputError: a name that is none of these.
-    """
-    if layer == "embed":
-        return -1
-    if layer == "final_norm":
-        return 1_000_000
-    if not layer.isdecimal():
-        raise InputError(f"Unknown layer {layer!r}; wanted 'embed', a block's number, or 'final_norm'.")
-    return int(layer)
 
 
 def _names(frame: pd.DataFrame, prefix: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """One run from its checks to its report: extract, fit, score, write."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from jaxprobe.cost.memory import check_memory
+from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import token_notes
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
@@ -22,6 +23,7 @@ from jaxprobe.models.load import LanguageModel, read_weights
 from jaxprobe.report.page import write_report
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.runs.fit import LayerProbes, entity_frame, fit_probes, stream_probes
+from jaxprobe.runs.fit_classes import ClassProbes
 from jaxprobe.runs.inputs import Inputs, read_inputs
 from jaxprobe.runs.prepare import Prepared, prepare
 from jaxprobe.settings import RunSettings
@@ -75,7 +77,8 @@ def execute(prepared: Prepared, reporter: Reporter, started: float, model: Load 
     if is_main():
         for note in probes.notes:
             reporter.say(note)
-        write_results(prepared, probes, controlled, seconds)
+        about = _about(prepared, probes, seconds)
+        write_results(directory, prepared.document, prepared.table, probes, controlled, about)
     reporter.say(f"Report: {directory.report_path}")
     return directory
 
@@ -156,20 +159,9 @@ def _activations(prepared: Prepared, reporter: Reporter, model: Load):
     return open_activations(path)
 
 
-def write_results(
-    prepared: Prepared, probes: LayerProbes, controlled: pd.DataFrame | None, seconds: dict[str, float]
-) -> None:
-    """Writes every file of the run's folder; config.json gets its result last, which marks the run as finished."""
-    directory, table = prepared.directory, prepared.table
-    about = {"states": probes.states, "headline_layer": probes.headline}
-    directory.write_probes(probes.arrays, about | probes.metadata(table))
-    directory.write_scores(probes.scores)
-    if controlled is not None:
-        directory.write_controls(controlled)
-    directory.write_entities(entity_frame(table))
-    directory.write_predictions(probes.prediction_frame(table))
-    result = {
-        "headline_layer": probes.headline,
+def _about(prepared: Prepared, probes: LayerProbes | ClassProbes, seconds: dict[str, float]) -> dict[str, Any]:
+    """What config.json says of a run that has ended, beside what its probes and its table say."""
+    return {
         "chosen_by": prepared.chosen_by,
         "blocks": prepared.files.checkpoint.config().layers,  # of the model; files.config counts those that were run
         "parameters": prepared.files.checkpoint.config().parameter_count(),
@@ -178,11 +170,7 @@ def write_results(
         "prompt": prepared.extraction.prompt.wording,
         "dtype": prepared.dtype,
         "devices": f"{prepared.mesh.size} x {jax.devices()[0].device_kind}",
-        "units": {} if table.label else dict(zip(table.target_names, table.units, strict=True)),
-        "label": table.label,
-        "classes": table.target_names if table.label else (),
-        "attribution": table.attribution,
-        "notes": list(table.notes)
+        "notes": list(prepared.table.notes)
         + token_notes(prepared.files.tokenizer, prepared.extraction.tokens)
         + list(probes.notes),
         "distinct_prefixes": sum(part.plan.distinct_prefixes for part in prepared.passes),
@@ -191,7 +179,38 @@ def write_results(
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
     }
-    directory.write_config(prepared.document | {"result": result, "files": directory.digests()})
+
+
+def write_results(
+    directory: RunDirectory,
+    document: Mapping[str, Any],
+    table: EntityTable,
+    probes: LayerProbes | ClassProbes,
+    controlled: pd.DataFrame | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes every file of a run's folder; config.json gets its result last, which marks the run as finished.
+
+    Args:
+      document: what config.json holds from the start.
+      about: what its result holds beside what the table and the probes say.
+    """
+    of_probes = {"states": probes.states, "headline_layer": probes.headline}
+    directory.write_probes(probes.arrays, of_probes | probes.metadata(table))
+    directory.write_scores(probes.scores)
+    if controlled is not None:
+        directory.write_controls(controlled)
+    directory.write_entities(entity_frame(table))
+    directory.write_predictions(probes.prediction_frame(table))
+    result = {
+        "headline_layer": probes.headline,
+        **about,
+        "units": {} if table.label else dict(zip(table.target_names, table.units, strict=True)),
+        "label": table.label,
+        "classes": table.target_names if table.label else (),
+        "attribution": table.attribution,
+    }
+    directory.write_config({**document, "result": result, "files": directory.digests()})
     write_report(directory)
 
 
