@@ -60,6 +60,8 @@ class RunSettings:
     """Revision of a hub model."""
     tokenizer: Annotated[str | None, FREE] = None
     """Folder or hub name of another tokenizer."""
+    prepend: str | None = None
+    """Token that every text starts with, such as <|endoftext|>; default: the tokenizer's BOS, if it has one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the weights and the stored states; default: float32 on a CPU, bfloat16 elsewhere."""
     layers: tuple[int, ...] = ()

@@ -249,13 +249,15 @@ def reference_states(files: ModelFiles, extraction: Extraction) -> dict[str, np.
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    path, options = files.source.path, {"dtype": torch.float32}
+    path, options = files.source.path, {"dtype": torch.float32, "attn_implementation": "eager"}
     if files.source.is_gguf:
         dense = transformers.GgufConfig(path.name, dequantize=True)
         path, options = path.parent, options | {"gguf_file": path.name, "quantization_config": dense}
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
     last = []  # the last block's output: what Hugging Face calls the last hidden state is after the final norm
-    model.model.layers[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
+    decoder = getattr(model.base_model, "language_model", model.base_model)
+    blocks = decoder.h if hasattr(decoder, "h") else decoder.layers
+    blocks[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
     tokens, rows = extraction.tokens, []
     with torch.inference_mode():
         for begin, end in zip(tokens.starts[:-1], tokens.starts[1:], strict=True):

@@ -24,18 +24,18 @@ class Tokens(NamedTuple):
     """The token ids of N entities, each ending at the entity's last token.
 
     Attributes:
-      ids: [total] int32, one entity after the other; each starts with BOS.
+      ids: [total] int32, one entity after the other; each starts with BOS, where the tokenizer has one.
       starts: [N+1] int64; entity i is ``ids[starts[i]:starts[i + 1]]``.
       straddling: [*] int64, the entities with a token that also covers text outside of the entity
         (a token's leading space does not count).
-      bos_id: the id that every entity starts with.
+      bos_id: the id that every entity starts with; None where the tokenizer has no BOS.
       plain: [*] int64, the entities that spell a special token, of which the model reads the letters.
     """
 
     ids: np.ndarray
     starts: np.ndarray
     straddling: np.ndarray
-    bos_id: int
+    bos_id: int | None
     plain: np.ndarray
 
 
@@ -45,26 +45,28 @@ def tokenize(
     prompt: Prompt | str = "empty",
     *,
     max_length: int | None = None,
+    longest_because: str = "the context",
     vocabulary: int | None = None,
     seed: int = 0,
 ) -> Tokens:
     """Token ids of each entity inside its prompt, up to the entity's last token.
 
     The whole string is tokenised once and the entity's tokens are found by character offsets, because the tokens of
-    the parts are not the parts of the tokens. Text after the entity shapes its tokens but is not run. BOS is always
-    prepended here: without it a one-token name sits at position 0, where the massive activations are. A name is data:
-    one that spells a special token ("Paris</s>") is read as the letters that it has, and a prompt's own special tokens
-    stay what they are.
+    the parts are not the parts of the tokens. Text after the entity shapes its tokens but is not run. BOS is prepended
+    here where the tokenizer has one: without it a one-token name sits at position 0, where the massive activations
+    are, and `token_notes` says so. A name is data: one that spells a special token ("Paris</s>") is read as the
+    letters that it has, and a prompt's own special tokens stay what they are.
 
     Args:
-      tokenizer: any fast tokenizer that has a BOS token.
+      tokenizer: any fast tokenizer; its BOS, where it has one, starts every entity.
       texts: N entities.
       prompt: a Prompt, one of the common names, or a template with ``{}`` once.
-      max_length: the model's context in tokens, BOS included; None for no limit.
+      max_length: the most tokens that the model is exact for, BOS included; None for no limit.
+      longest_because: what ends there, for the message: "the context", "an attention window".
       vocabulary: how many ids the model has, of which the random ones are drawn; None for all of the tokenizer's.
       seed: of the random ids, where the prompt asks for them.
     Raises:
-      InputError: no BOS, or a prompt that brings its own; entities that are empty, have no tokens, or are longer
+      InputError: a prompt that brings its own BOS; entities that are empty, have no tokens, or are longer
         than `max_length`; a token that the model does not have; special tokens in entities and in their prompt.
     """
     prompt = find_prompt("", prompt) if isinstance(prompt, str) else prompt
@@ -79,6 +81,7 @@ def tokenize(
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids, lengths = array("i"), []
     straddling, without_tokens = [], []
     for first in range(0, len(texts), CHUNK_ROWS):
@@ -94,10 +97,10 @@ def tokenize(
                 straddling.append(row)
             if not stop:
                 without_tokens.append(row)
-            entity_ids = [tokenizer.bos_token_id, *prefix[row % len(prefix)], *encoding.ids[:stop]]
+            entity_ids = [*bos, *prefix[row % len(prefix)], *encoding.ids[:stop]]
             ids.extend(entity_ids)
             lengths.append(len(entity_ids))
-    _check_lengths(texts, np.array(lengths), without_tokens, max_length)
+    _check_lengths(texts, np.array(lengths), without_tokens, max_length, longest_because)
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if vocabulary is not None and max(ids) >= vocabulary:  # an embedding would be looked up at its last row, silently
         raise InputError(
@@ -144,12 +147,7 @@ def _check_input(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt: Prompt, plain: Sequence[int]
 ) -> None:
     problems = []
-    if tokenizer.bos_token_id is None:
-        problems.append(
-            "The tokenizer has no BOS token, and a name is always read after one. "
-            "Set bos_token in tokenizer_config.json, or give another tokenizer."
-        )
-    elif prompt.template.startswith(tokenizer.bos_token):
+    if tokenizer.bos_token_id is not None and prompt.template.startswith(tokenizer.bos_token):
         problems.append(
             f"Prompt {prompt.template!r} starts with BOS ({tokenizer.bos_token}), which is always prepended. "
             "Take it out of the prompt."
@@ -166,7 +164,11 @@ def _check_input(
 
 
 def _check_lengths(
-    texts: Sequence[str], lengths: np.ndarray, without_tokens: Sequence[int], max_length: int | None
+    texts: Sequence[str],
+    lengths: np.ndarray,
+    without_tokens: Sequence[int],
+    max_length: int | None,
+    longest_because: str,
 ) -> None:
     problems = []
     if without_tokens:
@@ -176,7 +178,7 @@ def _check_lengths(
         )
     if max_length is not None and (too_long := np.flatnonzero(lengths > max_length)).size:
         problems.append(
-            f"Entities longer, with their prompt, than the context of {max_length:,} tokens: "
+            f"Entities longer, with their prompt, than {longest_because} of {max_length:,} tokens: "
             f"{in_rows(too_long, texts)}; the longest has {lengths.max():,}. Shorten them, or leave them out."
         )
     if problems:
@@ -196,6 +198,11 @@ def show_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, rows: Sequen
 def token_notes(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
     """What the user should know: BOS, and entities with special tokens or tokens across their edge, with an example."""
     notes = [f"BOS {tokenizer.bos_token} (id {tokens.bos_id}) is prepended to every entity."]
+    if tokens.bos_id is None:
+        notes = [
+            "The tokenizer has no BOS: the first token of a text stands at position 0, where models keep massive "
+            "activations. Prepend a token with --prepend, such as the one that ends a text."
+        ]
     if tokens.plain.size:
         notes.append(
             f"Entities that spell a special token, which is read as text: {tokens.plain.size:,}, e.g. "

@@ -70,8 +70,16 @@ def plan_extraction(
     texts = _texts(texts)
     prompt = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
     states = choose_states(files.config, files.complete, layers, final_norm)
-    limits = {"max_length": files.config.longest_prompt, "vocabulary": files.config.vocabulary}
-    tokens = tokenize(files.tokenizer, texts, prompt, **limits, seed=seed)
+    config = files.config
+    tokens = tokenize(
+        files.tokenizer,
+        texts,
+        prompt,
+        max_length=config.longest_prompt,
+        longest_because=config.longest_because,
+        vocabulary=config.vocabulary,
+        seed=seed,
+    )
     plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
     return Extraction(texts, prompt, tokens, plan, states, files.config.width)
 

@@ -166,6 +166,8 @@ def compiled_step(
 
 def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
     """Keys and values of the shared prefix, computed once; padded to a length that other prompts share."""
+    if not len(tokens):
+        return no_root(model.config, DTYPES[model.dtype])
     slots = root_slots(tokens)
     copies = model.mesh.shape["data"] * model.mesh.shape["fsdp"]  # every device that shares the bins runs one
     padded = np.zeros((copies, slots), np.int32)

@@ -17,7 +17,7 @@ from jaxprobe.models.files.checkpoint import Checkpoint
 from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import ModelSource, find_model
 from jaxprobe.models.fit import fit_config
-from jaxprobe.models.tokenizer import load_tokenizer
+from jaxprobe.models.tokenizer import load_tokenizer, start_with
 from jaxprobe.models.transformer import Transformer
 from jaxprobe.models.weights import check_tensors, load_weights, tensor_count
 
@@ -69,7 +69,13 @@ class LanguageModel(NamedTuple):
 
 
 def open_model(
-    name: str, *, revision: str | None = None, tokenizer: str | None = None, last_layer: int | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    last_layer: int | None = None,
+    head: bool = False,
+    prepend: str | None = None,
 ) -> ModelFiles:
     """Finds a model's files and checks everything about them that can be checked without reading the weights.
 
@@ -78,6 +84,8 @@ def open_model(
       revision: of a hub model.
       tokenizer: a folder or hub name, where the model's own is not to be used.
       last_layer: the last block wanted; later ones are neither read nor run.
+      head: whether the output head is wanted too, for `transformer.logits`; it follows the last block.
+      prepend: the token that every text starts with; default: the tokenizer's BOS, or none where it has none.
 
     Raises:
       InputError: anything about the files that can't be used; every problem found is named.
@@ -88,12 +96,15 @@ def open_model(
     layers = config.layers if last_layer is None else last_layer + 1
     if not 1 <= layers <= config.layers:
         raise InputError(f"Layer {last_layer} does not exist: {source.name} has layers 0 to {config.layers - 1}.")
+    if head and layers < config.layers:
+        raise InputError(f"The output head follows layer {config.layers - 1}, which is left out. Read all layers.")
+    config = dataclasses.replace(config, head=head)
     check_tensors(checkpoint, config, layers)
     return ModelFiles(
         source=source,
         checkpoint=checkpoint,
         config=dataclasses.replace(config, layers=layers),
-        tokenizer=load_tokenizer(source, tokenizer, checkpoint),
+        tokenizer=start_with(load_tokenizer(source, tokenizer, checkpoint), prepend),
         complete=layers == config.layers,
     )
 
@@ -128,7 +139,7 @@ def load_model(
       dtype: of the weights, ``float32`` or ``bfloat16``; default: float32 on a CPU, bfloat16 elsewhere.
       mesh: default: all devices, each taking a share of the bins.
       replicate_kv: where ``model`` has more devices than there are key/value heads, keep copies of each head.
-      where: ``revision``, ``tokenizer`` and ``last_layer`` of `open_model`.
+      where: ``revision``, ``tokenizer``, ``last_layer``, ``head`` and ``prepend`` of `open_model`.
 
     Raises:
       InputError: anything about the files that can't be used; every problem found is named.

@@ -161,9 +161,10 @@ def read_rotary(
         numbers = Fields(left, numbers.source, numbers.problems)
     missing, unknown = set(needed) - set(left), set(left) - set(needed) - set(optional)
     if missing or unknown:
+        names = ", ".join(fields.shown(name)[1:-1] for name in sorted(left)) or "none"
         fields.problem(
-            f"Rope type {kind!r} takes {', '.join((*needed, *optional)) or 'no parameters'}; "
-            f"found {fields.shown(', '.join(sorted(left)) or 'none')}. This model can't be run exactly."
+            f"Rope type {kind!r} takes {', '.join((*needed, *optional)) or 'no parameters'}; found {names}. "
+            "This model can't be run exactly."
         )
         return nothing
     values = {}

@@ -48,6 +48,19 @@ def load_tokenizer(
     return loaded
 
 
+def start_with(tokenizer: PreTrainedTokenizerFast, token: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer with ``token`` in the place of its BOS; None leaves it as it is.
+
+    Raises InputError for a text that is not one token of the vocabulary.
+    """
+    if token is not None:
+        if token not in tokenizer.get_vocab():
+            known = ", ".join(sorted(map(str, tokenizer.all_special_tokens))[:8]) or "none"
+            raise InputError(f"--prepend {token!r} is no token of the vocabulary. Special ones are {known}.")
+        tokenizer.bos_token = token
+    return tokenizer
+
+
 @contextmanager
 def _on_this_machine(place: str) -> Iterator[str]:
     """A folder that transformers can read: the place itself, or one with an address's or a hub name's small files."""

@@ -136,7 +136,7 @@ def plan(
     words, own = _tokenizer(source, tokenizer, checkpoint)
     table = load_table(dataset, data_dir=data_dir, limit=limit)
     found_prompt = find_prompt(table.name, prompt)
-    tokens = tokenize(words, table.texts, found_prompt, max_length=config.context)
+    tokens = tokenize(words, table.texts, found_prompt, max_length=config.longest_prompt)
     devices = topology_devices(machine)
     # A process a GPU: each device along the bin axis is a share of its own.
     shares = share_count(make_mesh(sizes, devices)) if devices else sizes["data"] * sizes["fsdp"]

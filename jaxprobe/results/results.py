@@ -331,7 +331,13 @@ class Run:
         last = None
         if state is not None and state != "final_norm":
             last = int(state) if state.isdecimal() else 0
-        files = open_model(settings.model, revision=settings.revision, tokenizer=settings.tokenizer, last_layer=last)
+        files = open_model(
+            settings.model,
+            revision=settings.revision,
+            tokenizer=settings.tokenizer,
+            last_layer=last,
+            prepend=settings.prepend,
+        )
         inputs = self.config.get("inputs")
         kept = inputs.get("weights_sha256") if isinstance(inputs, dict) else None
         if kept is not None and kept != (found := weights_digest(files.checkpoint)):

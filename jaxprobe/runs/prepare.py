@@ -127,7 +127,13 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
 
 def _open_model(settings: RunSettings) -> ModelFiles:
     last = None if settings.final_norm or not settings.layers else max(settings.layers)
-    return open_model(settings.model, revision=settings.revision, tokenizer=settings.tokenizer, last_layer=last)
+    return open_model(
+        settings.model,
+        revision=settings.revision,
+        tokenizer=settings.tokenizer,
+        last_layer=last,
+        prepend=settings.prepend,
+    )
 
 
 def _plan_passes(

@@ -227,9 +227,23 @@ def test_bos():
     tokenizer = byte_level(trim_offsets=False)
     with pytest.raises(InputError, match="starts with BOS"):
         tokenize(tokenizer, ["a"], "<s>Where is {}")
+
+
+def test_without_bos_a_text_starts_with_its_own_token_and_a_note_says_so():
+    tokenizer = byte_level(trim_offsets=False)
+    with_bos = tokenize(tokenizer, ["a", "b c"])
     tokenizer.bos_token = None
-    with pytest.raises(InputError, match="no BOS token"):
-        tokenize(tokenizer, ["a"])
+    without = tokenize(tokenizer, ["a", "b c"])
+    assert without.bos_id is None and len(without.ids) == len(with_bos.ids) - 2
+    assert without.ids[without.starts[1] :].tolist() == with_bos.ids[with_bos.starts[1] + 1 :].tolist()
+    (note,) = token_notes(tokenizer, without)
+    assert "has no BOS" in note and "--prepend" in note
+
+
+def test_what_ends_a_prompt_is_named():
+    tokenizer = byte_level(trim_offsets=False)
+    with pytest.raises(InputError, match="than an attention window of 3 tokens"):
+        tokenize(tokenizer, ["a long name"], max_length=3, longest_because="an attention window")
 
 
 def test_no_entities():

@@ -68,7 +68,7 @@ def test_parameter_count_is_that_of_transformers(tmp_path):
     [
         (
             {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
-            "Rope type longrope is not one of default, linear",
+            "Rope type 'longrope' is not one of default, linear",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "Rope type 'linear' takes factor; found none"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "Rope type 'llama3' takes factor, low_freq_factor"),
@@ -127,7 +127,7 @@ def test_gguf_stores_llama3_rope_as_divisors():
     ("change", "message"),
     [
         ({"general.architecture": "gemma"}, "architecture is 'gemma'"),
-        ({"llama.rope.scaling.type": "longrope"}, "Rope type longrope"),
+        ({"llama.rope.scaling.type": "longrope"}, "Rope type 'longrope'"),
         ({"llama.expert_count": 8}, "llama.expert_count=8, a field that is not understood"),
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count=4; only 8 is implemented"),
     ],

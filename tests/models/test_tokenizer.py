@@ -73,6 +73,14 @@ def test_another_tokenizer_can_be_named(tmp_path):
     assert tokenizer.bos_token == "<s>"
 
 
+def test_a_token_to_start_with(tmp_path):
+    save_llama(tmp_path)
+    save_tokenizer(tmp_path, ["Where is Paris"])
+    assert open_model(str(tmp_path), prepend="a").tokenizer.bos_token == "a"
+    with pytest.raises(InputError, match="--prepend '<eos>' is no token of the vocabulary. Special ones are <s>"):
+        open_model(str(tmp_path), prepend="<eos>")
+
+
 def test_a_folder_without_a_tokenizer(tmp_path):
     save_llama(tmp_path)
     with pytest.raises(InputError, match=r"No tokenizer could be read from .* \(.+\). Name one with --tokenizer"):

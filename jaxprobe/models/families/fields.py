@@ -38,7 +38,7 @@ class Fields:
     @staticmethod
     def shown(value: Any) -> str:
         """A value as a message can show it, however long."""
-        return value if isinstance(value, str) and value.isprintable() and len(value) < 200 else _short.repr(value)
+        return _short.repr(value)
 
     def left(self) -> dict[str, Any]:
         """What nobody took."""
@@ -123,7 +123,7 @@ class Fields:
         """Takes a field of which only ``values`` can be run (or its absence)."""
         value = self.take(name)
         if value is not None and not any(type(value) is type(one) and value == one for one in values):
-            wanted = " or ".join(map(repr, values))
+            wanted = " or ".join(map(repr, values)) or "null"
             self._wrong(name, value, f"only {wanted} is implemented")
 
     def without_effect(self, names: frozenset[str] | set[str]) -> None:
@@ -137,7 +137,7 @@ class Fields:
             if value is None:
                 continue
             self.problem(
-                f"{self.source} has {self.shown(self._start + name)}={_short.repr(value)}, a field that is not "
+                f"{self.source} has {self.shown(self._start + name)[1:-1]}={_short.repr(value)}, a field that is not "
                 "understood: it may change the hidden states."
             )
 

@@ -13,6 +13,18 @@ from jaxprobe.models.families.family import WITHOUT_EFFECT, Family, Parameter
 from jaxprobe.models.families.fields import Fields
 
 FAMILIES: tuple[ModuleType, ...] = (llama, neox, gemma, olmo, phi, gpt2)
+# Model types that are asked for, and what a forward of theirs would need that this one has not.
+_MISSING = {
+    "a mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "deepseek_v2", "deepseek_v3",
+                           "llama4", "llama4_text", "dbrx", "jetmoe", "granitemoe", "glm4_moe", "ernie4_5_moe"),
+    "attention sinks and a mixture of experts": ("gpt_oss",),
+    "recurrent layers": ("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "zamba",
+                         "zamba2", "qwen3_next", "qwen3_5", "granitemoehybrid", "falcon_h1", "nemotron_h", "lfm2"),
+    "embeddings of their own in every layer": ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"),
+    "positions as a bias of scores (ALiBi)": ("bloom", "mpt"),
+    "an encoder beside the decoder": ("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "whisper", "t5gemma"),
+    "an encoder's attention in both directions": ("bert", "roberta", "modernbert", "deberta-v2", "electra"),
+}  # fmt: skip
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.MODEL_TYPES}
 _BY_GGUF = {name: family for family in FAMILIES for name in family.GGUF}
 
@@ -40,8 +52,11 @@ def read_config(fields: Any) -> ModelConfig:
         raise InputError(f"config.json holds {Fields.shown(fields)}; a dictionary of fields is needed.")
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in _BY_TYPE:
+        needs = next((what for what, types in _MISSING.items() if model_type in types), None)
+        also = f", which needs {needs}" if needs else ""
         raise InputError(
-            f"model_type is {Fields.shown(model_type)!r}; models of type {', '.join(map(repr, _BY_TYPE))} can be read."
+            f"model_type is {Fields.shown(model_type)}{also}; models of type {', '.join(map(repr, _BY_TYPE))} can be "
+            "read."
         )
     rest = Fields(fields)
     rest.only("quantization_config")
@@ -71,7 +86,7 @@ def read_gguf(
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _BY_GGUF:
         raise InputError(
-            f"GGUF architecture is {Fields.shown(architecture)!r}; {', '.join(map(repr, _BY_GGUF))} can be read."
+            f"GGUF architecture is {Fields.shown(architecture)}; {', '.join(map(repr, _BY_GGUF))} can be read."
         )
     if "token_embd.weight" not in shapes:
         raise InputError("The GGUF file has no tensor token_embd.weight. It is not complete.")

@@ -74,7 +74,7 @@ def _indexed_files(index: AnyPath) -> list[str]:
     ]
     if strange:
         raise InputError(
-            f"{index} names {Fields.shown(strange[0])!r} as a file of weights; only files beside it are read. "
+            f"{index} names {Fields.shown(strange[0])} as a file of weights; only files beside it are read. "
             "Download it again from a source that you trust."
         )
     return sorted(set(names))
