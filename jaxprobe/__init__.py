@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBL
     from jaxprobe.probes.ridge import RidgeFit as RidgeFit
     from jaxprobe.probes.ridge import fit_ridge as fit_ridge
     from jaxprobe.results.folder import RunDirectory as RunDirectory
+    from jaxprobe.results.probes import Probes as Probes
+    from jaxprobe.results.probes import load_probes as load_probes
     from jaxprobe.results.results import Run as Run
     from jaxprobe.runs.execute import run as run_probes  # noqa: F401
     from jaxprobe.runs.fit import fit_probes as fit_probes
@@ -45,6 +47,8 @@ _PUBLIC = {
     "load_model": "jaxprobe.models.load",
     "load_table": "jaxprobe.data.catalog",
     "open_activations": "jaxprobe.extract.store.reader",
+    "Probes": "jaxprobe.results.probes",
+    "load_probes": "jaxprobe.results.probes",
     "probe": "jaxprobe.runs.own_states",
     "predict_names": "jaxprobe.runs.predict:predict",
     "run_probes": "jaxprobe.runs.execute:run",

@@ -270,6 +270,32 @@ class Export(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Push(Command):
+    """Share a run's probes on a hub, with their scores and controls and a card that says what they are."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    name: tyro.conf.Positional[str]
+    """What the hub shall call it: ORG/NAME. Others read it with jaxprobe.load_probes("ORG/NAME")."""
+    license: str = "unknown"
+    """Of the probes, as the hub spells it: mit, cc-by-4.0, ... Mind the licences of the model and of the table."""
+    private: Flag = False
+    """Only those who may see it do."""
+    dry_run: Path | None = None
+    """Write the files into this new folder instead."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.results.results import Run
+        from jaxprobe.runs.push import push, write_shared
+
+        run = Run(as_path(self.run))
+        if self.dry_run is not None:
+            output.files(write_shared(run, self.name, self.license, as_path(self.dry_run)))
+        else:
+            output.files([push(run, self.name, self.license, private=self.private)])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Command):
     """Write one page about one or several finished runs."""
 
@@ -395,6 +421,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "report": Report,
     "export": Export,
+    "push": Push,
     "paper": Paper,
     "plan": Plan,
     "doctor": Doctor,

@@ -313,13 +313,9 @@ class RunDirectory:
         """Read the arrays of probes.safetensors and its metadata; states, targets and units are lists of strings."""
         self._require_intact(self.probes_path)
         try:
-            with local_copy(self.probes_path) as copy, safe_open(copy, framework="numpy") as file:
-                arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
-            remedy = f"Write it anew with: {self.mend_command()}"
-            raise InputError(f"{self.probes_path} cannot be read ({error}). {remedy}") from None
-        lists = {name: _read_names(metadata[name]) for name in ("states", "targets", "units") if name in metadata}
-        return arrays, metadata | lists
+            return read_probes_file(self.probes_path)
+        except InputError as error:
+            raise InputError(f"{error} Write it anew with: {self.mend_command()}") from None
 
     def _read_parquet(self, path: AnyPath) -> pd.DataFrame:
         self._require_intact(path)
@@ -329,6 +325,21 @@ class RunDirectory:
         except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
             remedy = f"Write it anew with: {self.mend_command()}"
             raise InputError(f"{path} cannot be read as Parquet ({error}). {remedy}") from None
+
+
+def read_probes_file(path: AnyPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a probes.safetensors and its metadata; states, targets, units and classes are lists of strings.
+
+    Raises:
+      InputError: it can't be read.
+    """
+    try:
+        with local_copy(path) as copy, safe_open(copy, framework="numpy") as file:
+            arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        lists = ("states", "targets", "units", "classes")
+        return arrays, metadata | {name: _read_names(metadata[name]) for name in lists if name in metadata}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as probes ({error}).") from None
 
 
 def refuse_own_file(out: AnyPath) -> None:
