@@ -219,7 +219,7 @@ BAD = {
     "layer": ({"target": ("founded",), "layers": (7,)}, "Layer 7 does not exist"),
     "mesh": ({"target": ("founded",), "mesh": "data=9"}, "needs 9 devices"),
     "dtype": ({"target": ("founded",), "dtype": "float16"}, "float16 overflows"),
-    "text target": ({"target": ("continent",)}, "continent"),
+    "text target": ({"target": ("continent",), "labels": False}, "continent"),
     "data set": ({"dataset": "world_places"}, "Did you mean world_place"),
     "fold group with a store": ({"target": ("founded",), "fold_group": "continent"}, "goes with --no-store"),
     "no such fold group": ({"target": ("founded",), "store": False, "fold_group": "land"}, "Add --group land"),
