@@ -381,14 +381,18 @@ class OverRuns(Command):
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs."""
+    out: Path | None = None
+    """Folder that gets experiments/NAME.csv and its figures; default: the first run's."""
 
     def __call__(self, output: Output) -> None:
         from jaxprobe.experiments import base
 
         module = registry.load(type(self).__name__)
         runs = base.check_runs(self.runs)
+        folder = runs[0] if self.out is None else as_path(self.out)
+        check_out(folder / "experiments")
         frame = module.run(runs, self, output.reporter())
-        path = base.write_table(module, frame, runs[0])
+        path = base.write_table(module, frame, folder)
         output.frame(base.printed(module, frame), type(self).__name__, table=str(path))
         output.say(f"Every row: {path}; figures beside it.")
 

@@ -84,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         _end(UNUSABLE_INPUT, [_system_problem(error)], error, output)
-    except MemoryError as error:
-        line = "There is not enough memory for this. Take fewer rows (--limit), fewer layers, or a larger machine."
-        _end(UNUSABLE_INPUT, [line], error, output)
     except Exception as error:
+        if isinstance(error, MemoryError) or "failed to map segment" in str(error):  # as a library that is loaded
+            line = "There is not enough memory for this. Take fewer rows (--limit), fewer layers, or a larger machine."
+            _end(UNUSABLE_INPUT, [line], error, output)
         traceback.print_exc()
         _end(
             CRASHED,

@@ -229,7 +229,8 @@ def are_labels(words: Sequence[str]) -> bool:
     given = [word for word in words if word]
     if set(given) == {"0", "1"}:
         return True
-    return not np.isfinite(dates.read_dates(given).years).any() and not any(map(_LIKE_A_NUMBER.fullmatch, given))
+    read = np.isfinite(_numbers(given)) | np.isfinite(dates.read_dates(given).years)
+    return not read.any() and not any(map(_LIKE_A_NUMBER.fullmatch, given))
 
 
 # 1,000 or 59,9 or 5% or $3 or 12 km: a number to people.

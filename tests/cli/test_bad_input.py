@@ -320,6 +320,8 @@ CASES = {
     "experiment on no such group": (["experiment", "entity-types", "run", "--group", "kind"], "kind"),
     "experiment on others' states": (["experiment", "controls", "run-other"], "other weights"),
     "experiment without a shard": (["experiment", "controls", "run-no-shard"], "jaxprobe run --config"),
+    "experiment where a file is": (["experiment", "layers", "run", "--out", "notes.txt"], "lies below --out"),
+    "experiment where nothing can be made": (["experiment", "layers", "run", "--out", "/proc"], "can't be made --out"),
     "the dateline of years": (["experiment", "dateline", "sums"], "sums"),
     "papers without tables": (["paper", "--model", "model", "--data-dir", "data", "--out", "new"], "--data-dir"),
     "plan for no such machine": (["plan", "--model", "llama-2-7b", "--topology", "abacus:3"], "abacus"),

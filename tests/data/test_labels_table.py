@@ -29,6 +29,7 @@ def test_labels_become_one_column_a_class():
         (["0", "1", "2"], False),
         (["1986-01-01", "1987-01-01"], False),
         (["1.5", "2"], False),
+        (["1.5e-05", "2E+20"], False),
     ],
 )
 def test_what_is_read_as_labels(values, label):
