@@ -54,10 +54,10 @@ class JaxProbe:
     extra_flops = 0
 
     def __init__(self, model):
-        from jaxprobe.extract.forward import choose_states
+        from jaxprobe.sites import choose_sites
 
         self.model = model
-        self.states = choose_states(model.config, model.files.complete, None, False)
+        self.states = tuple(map(str, choose_sites(model.config.layers)))
 
     def plan(self, ids: np.ndarray, starts: np.ndarray) -> None:
         from jaxprobe.extract.forward import bins_per_step, devices_per_share

@@ -68,6 +68,8 @@ class RunSettings:
     """Layers to read, 0 being the first block; default: all. Later blocks are not run."""
     final_norm: bool = False
     """Read the state after the final norm as well."""
+    sites: tuple[str, ...] = ()
+    """In the place of layers: embed, 12 (the stream after block 12), 12.mid (before its MLP), mlp.12 (its neurons)."""
     store: bool = True
     """Keep the states in the run's folder; without it only sums are kept, and an interrupted run starts anew."""
     fold_group: str | None = None

@@ -32,7 +32,7 @@ KINDS = {
     "block": Kind("{}", 1.0, "D", "layer {}"),
     "final_norm": Kind("final_norm", 1.0, "D", "final norm"),
 }
-_LAST = 10**6  # final_norm stands after any number of blocks
+_LAST = 10**6 + 1  # final_norm stands after any number of blocks
 
 
 @total_ordering

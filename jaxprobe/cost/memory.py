@@ -71,7 +71,8 @@ def memory_needed(
       folds: of the training rows, 0 where states are stored.
     """
     platform, item, shares = mesh.devices.flat[0].platform, ITEM_BYTES[dtype], share_count(mesh)
-    states, width = len(passes[0].states), passes[0].width
+    width = passes[0].width
+    states = -(-passes[0].numbers_a_row // width)  # neurons count as the states that take their room
     parameters = parameter_bytes(config, mesh.shape, dtype)
     rows = max(len(shard.rows) for part in passes for shard in part.plan.shards)
     steps = [

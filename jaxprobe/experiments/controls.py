@@ -73,15 +73,14 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.Dat
 
 def random_states(run: Run, state: str, reporter: Progress | None = None) -> Mapping[str, np.ndarray]:
     """The state of every entity of a run by its model's architecture with random weights, seeded, in memory."""
-    settings, layer = run.settings, int(state) if state.isdecimal() else None
+    settings = run.settings
     files = run.open_model(state)
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     files = fit_mesh(files, mesh, settings.replicate_kv)
     weights = random_weights(files.config, mesh, DTYPES[settings.dtype], settings.seed)
     model = LanguageModel(files, weights, mesh, settings.dtype)
-    kept = () if layer is None else (layer,)
-    options = {"layers": kept, "final_norm": state == "final_norm", "seed": settings.seed, "progress": reporter}
-    return extract_states(model, run.table, settings.prompt, **options)
+    sites = ("embed", state)
+    return extract_states(model, run.table, settings.prompt, sites=sites, seed=settings.seed, progress=reporter)
 
 
 def figures(frame: pd.DataFrame) -> list:

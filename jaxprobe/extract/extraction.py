@@ -16,7 +16,6 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import (
     ShardStates,
     bins_per_step,
-    choose_states,
     compile_plan,
     devices_per_share,
     run_plan,
@@ -29,6 +28,7 @@ from jaxprobe.extract.trie import SLOTS, Plan, batch_shapes, plan_bins, with_one
 from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.models.files.digest import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
+from jaxprobe.sites import choose_sites
 
 
 class Extraction(NamedTuple):
@@ -39,17 +39,24 @@ class Extraction(NamedTuple):
     tokens: Tokens
     plan: Plan
     states: tuple[str, ...]
-    width: int
+    width: int  # D
+    widths: dict[str, int]  # of the states that are not D wide
+
+    @property
+    def numbers_a_row(self) -> int:
+        """Numbers that the states of one entity are."""
+        return sum(self.widths.get(state, self.width) for state in self.states)
 
 
 def plan_extraction(
     files: ModelFiles,
-    texts: Sequence[str] | EntityTable,
+    texts: EntityTable | Sequence[str],
     prompt: Prompt | str = "empty",
     *,
     mesh: Mesh,
     layers: Sequence[int] | None = None,
     final_norm: bool = False,
+    sites: Sequence[str] = (),
     seed: int = 0,
 ) -> Extraction:
     """Tokenises texts, or those of a table, and plans their bins.
@@ -60,16 +67,24 @@ def plan_extraction(
       prompt: a name that the data set has, or a template with ``{}``.
       layers: blocks to keep; default: every one that is loaded.
       final_norm: whether to keep the state after the final norm as well.
+      sites: what to keep in the place of blocks: names of sites (jaxprobe/sites.py).
       seed: of the ``random`` prompt's tokens.
 
     Raises:
-      InputError: an unusable prompt, a text that is empty or longer than the context, a token or a layer that the
-        model does not have.
+      InputError: an unusable prompt, a text that is empty or longer than the context, a token, a layer or a site that
+        the model does not have.
     """
     dataset = texts.name if isinstance(texts, EntityTable) else ""
     texts = _texts(texts)
     prompt = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
-    states = choose_states(files.config, files.complete, layers, final_norm)
+    chosen = choose_sites(files.config.layers, files.complete, layers=layers, final_norm=final_norm, sites=sites)
+    if files.config.parallel and (none := [str(site) for site in chosen if site.kind == "mid"]):
+        raise InputError(
+            f"Sites {', '.join(none)} don't exist: attention and MLP of this model read one stream, so that nothing "
+            "stands between them. Leave them out."
+        )
+    sizes = files.config.sizes()
+    widths = {str(site): sizes[site.letter] for site in chosen if site.letter != "D"}
     config = files.config
     tokens = tokenize(
         files.tokenizer,
@@ -81,7 +96,7 @@ def plan_extraction(
         seed=seed,
     )
     plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
-    return Extraction(texts, prompt, tokens, plan, states, files.config.width)
+    return Extraction(texts, prompt, tokens, plan, tuple(map(str, chosen)), files.config.width, widths)
 
 
 def _texts(texts: Sequence[str] | EntityTable) -> tuple[str, ...]:
@@ -134,7 +149,8 @@ def open_store(
     rows = [shard.rows for shard in extraction.plan.shards]
     settings = extraction_settings(files, extraction)
     source = {"model": files.source.name, "revision": files.source.revision}
-    return open_together(path, settings, rows, extraction.states, extraction.width, dtype, source=source, repair=repair)
+    kept = extraction.states, extraction.width, dtype
+    return open_together(path, settings, rows, *kept, widths=extraction.widths, source=source, repair=repair)
 
 
 def fill_store(
@@ -191,11 +207,12 @@ def stream_moments(
 
 def extract_states(
     model: LanguageModel,
-    texts: Sequence[str] | EntityTable,
+    texts: EntityTable | Sequence[str],
     prompt: Prompt | str = "empty",
     *,
     layers: Sequence[int] | None = None,
     final_norm: bool = False,
+    sites: Sequence[str] = (),
     seed: int = 0,
     store: str | PathLike | None = None,
     progress: Progress | None = None,
@@ -204,16 +221,18 @@ def extract_states(
 
     Args:
       model: from `load_model`.
-      texts: N names, or a table from `load_table`, whose texts are read.
+      texts: plain texts, or a table from `load_table` for its texts.
       prompt: a name that the data set has, or a template such as ``"Where is {}"``.
       layers: blocks to keep; default: all.
       final_norm: whether to keep the state after the final norm as well.
+      sites: what to keep in the place of blocks: ``embed``, ``12`` (the stream after block 12), ``12.mid`` (between its
+        attention and its MLP), ``mlp.12`` (its neurons), ``final_norm``.
       seed: of the ``random`` prompt's tokens.
       store: a folder to keep the states in; a start with the same settings goes on where it stopped. Default: memory.
 
     Returns:
-      state name -> [N, D] in the order of the texts and the model's dtype; names are ``embed``, ``0`` .. ``L-1`` (the
-      residual stream after each block) and ``final_norm``.
+      state name -> [N, D] (of neurons [N, F]) in the order of the texts and in the model's dtype; by default the names
+      are ``embed`` and ``0`` .. ``L-1``, the residual stream after each block.
 
     Raises:
       InputError: input that can't be used (before anything is compiled), or a state that is not finite.
@@ -221,16 +240,16 @@ def extract_states(
     if store is None and jax.process_count() > 1:
         raise InputError("Each of several processes would have some rows only. Name a store, a folder that all share.")
     extraction = plan_extraction(
-        model.files, texts, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, seed=seed
+        model.files, texts, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, sites=sites, seed=seed
     )
     if store is not None:
         with open_store(store, model.files, extraction, model.dtype) as opened:
             if not opened.complete:
                 fill_store(opened, model, extraction, progress)
         return open_activations(store)
-    found = {
-        state: np.empty((len(extraction.texts), extraction.width), DTYPES[model.dtype]) for state in extraction.states
-    }
+    width_of = lambda state: extraction.widths.get(state, extraction.width)
+    rows, dtype = len(extraction.texts), DTYPES[model.dtype]
+    found = {state: np.empty((rows, width_of(state)), dtype) for state in extraction.states}
     for shard in stream_states(model, extraction, "extract", progress):
         for state, values in shard.states.items():
             found[state][shard.rows] = values

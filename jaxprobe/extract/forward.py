@@ -16,7 +16,8 @@ from jaxprobe.extract.trie import Batch, Plan
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.load import DTYPES, LanguageModel
-from jaxprobe.models.transformer import Bins, Root, Transformer, forward, no_root
+from jaxprobe.models.transformer import Bins, Edits, Root, Transformer, forward, no_root
+from jaxprobe.sites import Site
 
 # B bins for each device that shares the bins: enough rows to keep the matmuls at their full rate, and on a CPU no more,
 # since half a step is lost at the end of a shard.
@@ -33,8 +34,12 @@ class ShardStates(NamedTuple):
     wave: tuple[int, ...]  # the shards that all processes computed side by side
     index: int | None  # this one's; None (and no rows) where only others have a shard
     rows: np.ndarray  # [E] table rows
-    values: np.ndarray  # [L, E, D]
-    states: dict[str, np.ndarray]  # state -> [E, D], its part of ``values``
+    states: dict[str, np.ndarray]  # state -> [E, D], of neurons [E, F]
+
+    @property
+    def values(self) -> np.ndarray:
+        """[L, E, D] where all states are as wide: their one buffer."""
+        return next(iter(self.states.values())).base
 
 
 def bins_per_step(mesh: Mesh) -> int:
@@ -52,36 +57,15 @@ def root_slots(tokens: np.ndarray) -> int:
     return -(-len(tokens) // ROOT_MULTIPLE) * ROOT_MULTIPLE
 
 
-def choose_states(
-    config: ModelConfig, complete: bool, layers: Sequence[int] | None, final_norm: bool
-) -> tuple[str, ...]:
-    """The states to collect: ``embed`` and every block's (or those of ``layers``), and the final norm on request.
-
-    Raises:
-      InputError: a layer that the model does not have, or the final norm of a model cut short.
-    """
-    wanted = range(config.layers) if layers is None else sorted(set(layers))
-    problems = [
-        f"Layer {layer} does not exist: the model has layers 0 to {config.layers - 1}."
-        for layer in wanted
-        if not 0 <= layer < config.layers
-    ]
-    if final_norm and not complete:
-        problems.append("final_norm follows the last block, which --layers leaves out. Add the last layer.")
-    if problems:
-        raise InputError(*problems)
-    return ("embed", *map(str, wanted), *(("final_norm",) if final_norm else ()))
-
-
 def compile_plan(
     model: LanguageModel, plan: Plan, states: tuple[str, ...], advance: Callable[[int], None] = lambda count: None
 ) -> None:
     """Compiles the step for each shape that the plan's batches have; `run_plan` then finds it compiled."""
     step = compiled_step(model.config, states, model.mesh, model.dtype)
-    root = _run_root(model, plan.root)
+    root = run_root(model, plan.root)
     shapes = {batch.tokens.shape: batch for shard in plan.shards for batch in shard.batches}
     for batch in shapes.values():
-        step.lower(model.weights, _put(batch, model.mesh), root).compile()
+        step.lower(model.weights, put_batch(batch, model.mesh), root).compile()
         advance(1)
 
 
@@ -103,21 +87,21 @@ def run_plan(
       InputError: a state that is not finite; names the entity's row, its text out of ``texts`` [N], and the state.
     """
     step = compiled_step(model.config, states, model.mesh, model.dtype)
-    root = _run_root(model, plan.root)
+    root = run_root(model, plan.root)
     shares = find_shares(model.mesh)
     dtype = np.dtype(DTYPES[model.dtype])
     for wave in waves(range(len(plan.shards)) if shards is None else tuple(shards), shares.count):
         index = wave[shares.index] if shares.index < len(wave) else None
         rows = np.empty(0, np.int64) if index is None else plan.shards[index].rows
-        buffer = np.empty((len(states), len(rows), model.config.width), dtype)
+        buffers = _make_buffers(states, len(rows), model.config, dtype)
         side_by_side = steps([plan.shards[shard] for shard in wave], shares.count)
-        started = ((row, step(model.weights, _put(_own(row, shares), model.mesh), root)) for row in side_by_side)
-        for row, parts in _in_flight(started, STEPS_IN_FLIGHT):
-            _copy(parts, row[shares.index], buffer)
+        started = ((row, step(model.weights, put_batch(_own(row, shares), model.mesh), root)) for row in side_by_side)
+        for row, parts in in_flight(started, STEPS_IN_FLIGHT):
+            _copy(parts, row[shares.index], buffers)
             del parts  # before the next step starts, which needs the room
             advance(sum(len(batch.bins) for batch in row if batch is not None))
-        _check_finite(buffer, states, rows, texts)
-        yield ShardStates(wave, index, rows, buffer, dict(zip(states, buffer, strict=True)))
+        _check_finite(buffers, rows, texts)
+        yield ShardStates(wave, index, rows, buffers)
 
 
 def _own(row: tuple[Batch | None, ...], shares: Shares) -> Batch:
@@ -126,16 +110,25 @@ def _own(row: tuple[Batch | None, ...], shares: Shares) -> Batch:
     return own if own is not None else next(batch for batch in row if batch is not None)
 
 
-def _copy(parts: list[jax.Array], batch: Batch | None, buffer: np.ndarray) -> None:
-    """[states, B, W, D] in parts -> this batch's entities, one row each; without a batch nothing."""
-    first = 0
-    for part in map(take_rows, parts):
-        if batch is not None:
-            buffer[first : first + len(part), batch.entities] = part[:, batch.bins, batch.columns]
-        first += len(part)
+def _make_buffers(states: Sequence[str], rows: int, config: ModelConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """State -> [E, its width]; those of one width lie in one array."""
+    letters, sizes = [Site.parse(state).letter for state in states], config.sizes()
+    wide = {letter: np.empty((letters.count(letter), rows, sizes[letter]), dtype) for letter in set(letters)}
+    place = [letters[:i].count(letter) for i, letter in enumerate(letters)]
+    return {state: wide[letter][i] for state, letter, i in zip(states, letters, place, strict=True)}
 
 
-def _in_flight(started: Iterator, count: int) -> Iterator:
+def _copy(parts: dict[str, jax.Array], batch: Batch | None, buffers: dict[str, np.ndarray]) -> None:
+    """[n, B, W, width] of each kind of site -> this batch's entities, one row each; without a batch nothing."""
+    kinds = [Site.parse(state).kind for state in buffers]
+    for kind, part in parts.items():
+        values = take_rows(part)
+        states = [state for state, of in zip(buffers, kinds, strict=True) if of == kind]
+        for state, rows in zip(states, values, strict=True) if batch is not None else ():
+            buffers[state][batch.entities] = rows[batch.bins, batch.columns]
+
+
+def in_flight(started: Iterator, count: int) -> Iterator:
     """Keeps ``count`` results of an asynchronous dispatch waiting ahead of the consumer."""
     waiting: collections.deque = collections.deque()
     for result in started:
@@ -145,7 +138,8 @@ def _in_flight(started: Iterator, count: int) -> Iterator:
     yield from waiting
 
 
-def _put(batch: Batch, mesh: Mesh) -> Bins:
+def put_batch(batch: Batch, mesh: Mesh) -> Bins:
+    """The batch on the devices; each has its bins."""
     wanted = np.pad(batch.wanted, ((0, 0), (0, -batch.wanted.shape[1] % mesh.shape["model"])))
     fields = Bins(batch.tokens, batch.positions, batch.ends, wanted)
     return put_bins(fields, mesh)
@@ -154,18 +148,21 @@ def _put(batch: Batch, mesh: Mesh) -> Bins:
 @functools.lru_cache(maxsize=4)
 def compiled_step(
     config: ModelConfig, states: tuple[str, ...], mesh: Mesh, dtype: str
-) -> Callable[[Transformer, Bins, Root], list[jax.Array]]:
-    """The jitted forward of one batch; returns the wanted rows of ``states``, in their order, in a few arrays."""
+) -> Callable[[Transformer, Bins, Root], dict[str, jax.Array]]:
+    """The jitted forward of one batch: the wanted rows of each kind of site, [n, B, W, width] in the sites' order."""
 
-    def step(weights: Transformer, bins: Bins, root: Root) -> list[jax.Array]:
+    def step(weights: Transformer, bins: Bins, root: Root) -> dict[str, jax.Array]:
         result = forward(weights, config, bins, root, mesh=mesh, sites=states, states_dtype=DTYPES[dtype])
-        return list(result.stacks.values())
+        return {"block" if kind == "stream" else kind: rows for kind, rows in result.stacks.items()}
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, spec("LBWD")))
 
 
-def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
-    """Keys and values of the shared prefix, computed once; padded to a length that other prompts share."""
+def run_root(model: LanguageModel, tokens: np.ndarray, edits: Edits | None = None) -> Root:
+    """Keys and values of the shared prefix, computed once; padded to a length that other prompts share.
+
+    ``edits`` are those of every slot.
+    """
     if not len(tokens):
         return no_root(model.config, DTYPES[model.dtype])
     slots = root_slots(tokens)
@@ -177,27 +174,29 @@ def _run_root(model: LanguageModel, tokens: np.ndarray) -> Root:
     nothing = np.zeros((copies, model.mesh.shape["model"]), np.int32)
     batch = Bins(padded, index, np.full_like(padded, slots), nothing)
     batch = put_alike(batch, NamedSharding(model.mesh, spec("BT")))
-    keys, values = _compiled_root(model.config, model.mesh)(model.weights, batch)
+    keys, values = _compiled_root(model.config, model.mesh)(model.weights, batch, edits)
     return Root(keys, values, jnp.int32(len(tokens)))
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_root(config: ModelConfig, mesh: Mesh) -> Callable[[Transformer, Bins], tuple[jax.Array, jax.Array]]:
-    def run(weights: Transformer, bins: Bins) -> tuple[jax.Array, jax.Array]:
+def _compiled_root(config: ModelConfig, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def run(weights: Transformer, bins: Bins, edits: Edits | None) -> tuple[jax.Array, jax.Array]:
         root = no_root(config, weights.dtype)
-        result = forward(weights, config, bins, root, mesh=mesh, return_keys=True)
+        result = forward(weights, config, bins, root, mesh=mesh, edits=edits, return_keys=True)
         return result.keys[:, 0], result.values[:, 0]
 
     return jax.jit(run, out_shardings=NamedSharding(mesh, spec("LRKH")))
 
 
-def _check_finite(buffer: np.ndarray, states: tuple[str, ...], rows: np.ndarray, texts: Sequence[str] | None) -> None:
+def _check_finite(buffers: dict[str, np.ndarray], rows: np.ndarray, texts: Sequence[str] | None) -> None:
     # One sum a row finds a NaN or an infinity without a copy of the buffer's size.
-    finite = np.isfinite(buffer.sum(-1, dtype=np.float32))
-    if not finite.all():
-        state, entity = np.argwhere(~finite)[0]
+    bad = [(state, np.flatnonzero(~np.isfinite(x.sum(-1, dtype=np.float32)))) for state, x in buffers.items()]
+    bad = [(state, entities) for state, entities in bad if len(entities)]
+    if bad:
+        state, entity = bad[0][0], bad[0][1][0]
         name = "" if texts is None else f" ({texts[rows[entity]]!r})"
         raise InputError(
-            f"State {states[state]!r} of table row {rows[entity]}{name} is not finite ({(~finite).sum()} such rows). "
+            f"State {state!r} of table row {rows[entity]}{name} is not finite "
+            f"({sum(len(entities) for _, entities in bad)} such rows). "
             "The weights hold a NaN or an infinity, or the dtype overflows: try --dtype float32."
         )

@@ -469,12 +469,20 @@ def _rows(x: Float[Array, "B T D"], bins: Bins, mesh: Mesh) -> Float[Array, "B W
 # ---- The output head ----------------------------------------------------------------------------------------------
 
 
-def logits(weights: Transformer, config: ModelConfig, x: Float[Array, "... D"], *, mesh: Mesh) -> Float[Array, "... V"]:
+def logits(
+    weights: Transformer,
+    config: ModelConfig,
+    x: Float[Array, "... D"],
+    *,
+    mesh: Mesh,
+    tokens: Int[Array, " U"] | None = None,
+) -> Float[Array, "... V"]:
     """Logits of rows of the stream after the last block; the final norm is taken here.
 
     Args:
       weights: of a model loaded with ``head=True``.
       x: the state ``str(config.layers - 1)``, at any slots.
+      tokens: those wanted, of which the head's rows alone are multiplied: [..., U] in the place of [..., V].
 
     Example: log-probabilities of the next token at the wanted slots::
 
@@ -487,5 +495,6 @@ def logits(weights: Transformer, config: ModelConfig, x: Float[Array, "... D"], 
         raise ValueError("the output head was not loaded: load_model(..., head=True)")
     normed = normalise(x, weights, "final_norm", config)
     product = choose_arithmetic(mesh, weights.dtype).product
-    found = product("ND,VD->NV", normed.reshape(-1, config.width), head[...]).reshape(*x.shape[:-1], -1)
+    rows = head[...] if tokens is None else head[...][tokens]
+    found = product("ND,VD->NV", normed.reshape(-1, config.width), rows).reshape(*x.shape[:-1], -1)
     return found if config.logit_cap is None else config.logit_cap * jnp.tanh(found / config.logit_cap)

@@ -17,7 +17,7 @@ from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
-from jaxprobe.extract.forward import BINS_PER_DEVICE, choose_states
+from jaxprobe.extract.forward import BINS_PER_DEVICE
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.sums import wave_size
 from jaxprobe.extract.trie import Plan, plan_bins
@@ -38,6 +38,7 @@ from jaxprobe.plan.programs import forward_program, moments_program, ridge_progr
 from jaxprobe.plan.topologies import topology_devices
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 from jaxprobe.runs.fit import FOLDS, make_folds
+from jaxprobe.sites import choose_sites
 
 # Assumed, and said with every plan; none of it was measured on these chips.
 UTILISATION = 0.5  # of the chip's published peak
@@ -144,7 +145,7 @@ def plan(
     bins = BINS_PER_DEVICE[machine.chip.platform] * each
     layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each, even=True)
     step, steps_wanted = _steps(layout, config, sizes, shares)
-    job = _Job(machine, sizes, config, choose_states(config, True, None, False), dtype, table, layout, step)
+    job = _Job(machine, sizes, config, tuple(map(str, choose_sites(config.layers))), dtype, table, layout, step)
     forward, moments, ridge = _compile(job, devices, say) if devices else _count(job)
     parameters = parameter_bytes(config, sizes, dtype)
     forward_s = steps_wanted * _seconds(forward, machine, dtype)

@@ -178,8 +178,10 @@ def predict(fit: RidgeFit, x: np.ndarray | Array) -> Float[np.ndarray, "L N C"]:
 def predict_layer(fit: RidgeFit, layer: int, x: np.ndarray | Array) -> Float[np.ndarray, "N C"]:
     """Predictions [N, C] in target units of the layer-th probe for hidden states x [N, D]."""
     weights, mean = fit.weights[layer], fit.x_mean[layer]
-    if x.shape[-1] != len(weights):
+    # Beside wider states the weights of a narrower one end in zeros.
+    if x.shape[-1] > len(weights) or weights[x.shape[-1] :].any():
         raise InputError(f"x has {x.shape[-1]} dimensions, the probe {len(weights)}. Pass states of the same model.")
+    weights, mean = weights[: x.shape[-1]], mean[: x.shape[-1]]
     # The mean goes first: in a dimension of mean 1e4 and deviation 1, x @ w + b would lose four digits.
     at_mean = fit.intercept[layer] + mean.astype(np.float64) @ weights.astype(np.float64)
     with jax.enable_x64(True):

@@ -1,5 +1,6 @@
 """The figures of a run, for a page or a paper: R2 by layer, the map of predicted places, predicted against true."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from jaxprobe.report.canvas import (
 from jaxprobe.report.map_figure import place_map
 from jaxprobe.report.phrases import count, describe_headline, layer_title, number, with_interval
 from jaxprobe.results.results import Run
+from jaxprobe.sites import Site
 
 ACCENT, BASELINE = "#0072B2", "#D55E00"
 
@@ -72,11 +74,13 @@ def r2_by_layer(results: Run) -> Figure:
     return figure
 
 
-def axis_positions(layers: Sequence[str]) -> dict[str, int]:
-    """Where each state stands on an axis of blocks: a block at its number, embed before the first, final_norm last."""
-    blocks = [int(layer) for layer in layers if layer.isdecimal()] or [0]
-    ends = {"embed": min(blocks) - 1, "final_norm": max(blocks) + 1}
-    return {layer: ends[layer] if layer in ends else int(layer) for layer in layers}
+def axis_positions(layers: Sequence[str]) -> dict[str, float]:
+    """Where each state stands on an axis of blocks: a block at its number, what is inside of it before that, embed
+    before the first, final_norm last."""
+    sites = {layer: Site.parse(layer) for layer in layers}
+    inside = {layer: site.depth - 1 for layer, site in sites.items() if site.layer is not None}
+    blocks = [math.floor(min(inside.values(), default=0)), math.ceil(max(inside.values(), default=0))]
+    return {layer: inside.get(layer, blocks[0] - 1 if layer == "embed" else blocks[1] + 1) for layer in layers}
 
 
 def predicted_against_true(results: Run) -> Figure:
@@ -209,10 +213,10 @@ def _finish_layer_axes(axes: Axes, results: Run, x: np.ndarray) -> None:
     # About twelve ticks, first those that always stand there, and none so close to another that they touch.
     step = max(1, round((x[-1] - x[0]) / 12)) if len(x) > 14 else 1
     always = ("embed", "final_norm", results.headline_layer)
-    kept: list[tuple[int, str]] = []
+    kept: list[tuple[float, str]] = []
     for at, layer in sorted(zip(x, results.layers, strict=True), key=lambda pair: pair[1] not in always):
         wide = 0.055 * (x[-1] - x[0])
-        if (layer in always or int(layer) % step == 0) and all(abs(at - other) > wide for other, _ in kept):
+        if (layer in always or round(at) % step == 0) and all(abs(at - other) > wide for other, _ in kept):
             kept.append((at, layer))
     axes.set_xticks([at for at, _ in kept], [{"final_norm": "norm"}.get(layer, layer) for _, layer in kept])
     axes.set_xlim(x[0] - 0.8, x[-1] + 0.6)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jaxprobe.html import decimal_text
 from jaxprobe.results.results import Run, Score
+from jaxprobe.sites import Site
 
 
 def count(number: int, noun: str) -> str:
@@ -26,7 +27,7 @@ def with_interval(score: Score) -> str:
 
 def layer_title(layer: str) -> str:
     """A state's name in a sentence: "layer 17", "embed", "final norm"."""
-    return {"embed": "embed", "final_norm": "final norm"}.get(layer, f"layer {layer}")
+    return Site.parse(layer).words
 
 
 def describe_headline(results: Run) -> str:

@@ -12,6 +12,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.settings import RunSettings, parse_settings
+from jaxprobe.sites import Site, last_block
 
 if TYPE_CHECKING:
     from jaxprobe.extract.store.reader import Activations
@@ -310,11 +311,12 @@ class Run:
             )
         return opened
 
-    def open_model(self, state: str | None = None) -> "ModelFiles":
+    def open_model(self, state: str | None = None, *, head: bool = False) -> "ModelFiles":
         """The run's model as it lies there now, its weights not read yet.
 
         Args:
           state: what is to be computed; later blocks are not wanted. Default: all of them.
+          head: whether the output head is wanted as well.
 
         Raises:
           InputError: as `models.load.open_model`, or its weights are not those that the run was made from.
@@ -328,15 +330,13 @@ class Run:
                 "Apply its probes to states with jaxprobe.load_probes."
             )
         settings = self.settings
-        last = None
-        if state is not None and state != "final_norm":
-            last = int(state) if state.isdecimal() else 0
         files = open_model(
             settings.model,
             revision=settings.revision,
             tokenizer=settings.tokenizer,
-            last_layer=last,
+            last_layer=None if state is None else last_block([Site.parse(state)]),
             prepend=settings.prepend,
+            head=head,
         )
         inputs = self.config.get("inputs")
         kept = inputs.get("weights_sha256") if isinstance(inputs, dict) else None

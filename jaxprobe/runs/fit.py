@@ -14,6 +14,7 @@ from jaxprobe.experiments.probe import fitted_targets, in_target_units
 from jaxprobe.experiments.tables import tidy_scores
 from jaxprobe.extract.extraction import Extraction, stream_moments, stream_states
 from jaxprobe.extract.forward import ShardStates
+from jaxprobe.extract.store.reader import Activations
 from jaxprobe.extract.sums import MomentStream
 from jaxprobe.host.processes import gather_rows, share
 from jaxprobe.host.progress import Progress, default_reporter
@@ -127,7 +128,8 @@ def fit_probes(
     join = functools.partial(gather_rows, rows=here)
     with progress.task("fit", len(states), "states") as advance:
         mine = _Counted(activations, [states[layer] for layer in here], advance)
-        fit = to_fit(join(solve_states(mine, train, fitted_targets(table)[train])), states)
+        solved = _solve_by_width(mine, _widths(activations), train, fitted_targets(table)[train])
+        fit = to_fit(join(solved), states)
     with progress.task("score", len(states), "states") as advance:
         mine = _Counted(activations, [states[layer] for layer in here], advance)
         predicted, lengths = [], []
@@ -189,6 +191,49 @@ def score_probes(
     headline = states[int(np.nanmin(relative, axis=1).argmin())]
     notes = *fit.notes, *length_notes(lengths, states, headline, table.texts, rows)
     return LayerProbes(states, fit, criterion, headline, scores, test_predictions, notes)
+
+
+def _widths(activations: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Numbers a row of each state; of stored ones without reading them."""
+    if isinstance(activations, Activations):
+        return {state: activations.width_of(state) for state in activations}
+    return {state: values.shape[1] for state, values in activations.items()}
+
+
+def _solve_by_width(
+    activations: Mapping[str, np.ndarray], widths: Mapping[str, int], rows: np.ndarray, y: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`solve_states` of the states of each width; weights and means of narrower states end in zeros."""
+    names, widest = list(activations), max(widths.values())
+    parts, order = [], []
+    for width in dict.fromkeys(widths[name] for name in names):
+        same = [name for name in names if widths[name] == width]
+        leaves = solve_states(_Chosen(activations, same), rows, y)
+        for wide in ("weights", "x_mean"):
+            room = [(0, 0), (0, widest - width), (0, 0)][: leaves[wide].ndim]
+            leaves[wide] = np.pad(leaves[wide], room)
+        parts.append(leaves)
+        order += [names.index(name) for name in same]
+    if len(parts) < 2:
+        return parts[0] if parts else {}
+    back = np.argsort(order)
+    return {leaf: np.concatenate([part[leaf] for part in parts])[back] for leaf in parts[0]}
+
+
+class _Chosen(Mapping):
+    """Some of the states."""
+
+    def __init__(self, activations: Mapping[str, np.ndarray], states: Sequence[str]):
+        self._activations, self._states = activations, states
+
+    def __getitem__(self, state: str) -> np.ndarray:
+        return self._activations[state]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
 
 
 class _Counted(Mapping):

@@ -9,6 +9,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.host.paths import as_path, check_out, is_address
 from jaxprobe.models.files.source import DEMO_MODEL, find_model
 from jaxprobe.settings import RunSettings, check_settings, default_folder
+from jaxprobe.sites import parse_sites
 
 
 class Inputs(NamedTuple):
@@ -58,6 +59,12 @@ def _check_combination(settings: RunSettings) -> None:
         raise InputError(
             "--fold-group goes with --no-store; with stored states the penalty is chosen by leave-one-out."
         )
+
+    if settings.layers and settings.sites:
+        raise InputError("--layers and --sites both say what is read. Give all as sites: --sites embed 12 mlp.12")
+    neurons = [site for site in parse_sites(settings.sites) if site.letter != "D"]
+    if neurons and not settings.store:
+        raise InputError(f"Neurons ({neurons[0]}) need stored states: leave out --no-store, or the neurons.")
 
 
 def _check_folder(settings: RunSettings) -> None:

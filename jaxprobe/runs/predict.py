@@ -93,5 +93,4 @@ def _read_state(run: Run, texts: Sequence[str], state: str, reporter: Reporter) 
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, settings.replicate_kv), mesh, settings.dtype, reporter)
     prompt = find_prompt(run.dataset, settings.prompt)
-    options = {"layers": (int(state),) if state.isdecimal() else (), "final_norm": state == "final_norm"}
-    return extract_states(model, texts, prompt, **options, seed=settings.seed, progress=reporter)[state]
+    return extract_states(model, texts, prompt, sites=(state,), seed=settings.seed, progress=reporter)[state]

@@ -26,6 +26,7 @@ from jaxprobe.runs.fit import make_folds
 from jaxprobe.runs.fit_classes import CRITERIA
 from jaxprobe.runs.inputs import Inputs
 from jaxprobe.settings import RunSettings, absolute_paths, default_folder, fingerprint, to_json, versions
+from jaxprobe.sites import Site, last_block
 
 
 class Prepared(NamedTuple):
@@ -54,7 +55,7 @@ class Prepared(NamedTuple):
     def disk_bytes(self) -> int:
         """Bytes that the states take on disk."""
         extraction = self.extraction
-        widths = [extraction.width] * len(extraction.states)
+        widths = [extraction.widths.get(state, extraction.width) for state in extraction.states]
         return size_on_disk(len(self.table), widths, self.dtype, len(extraction.plan.shards))
 
     @property
@@ -95,6 +96,7 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
         mesh=mesh,
         layers=settings.layers or None,
         final_norm=settings.final_norm,
+        sites=settings.sites,
         seed=settings.seed,
     )
     passes, folds = _plan_passes(settings, table, extraction, mesh)
@@ -126,12 +128,12 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
 
 
 def _open_model(settings: RunSettings) -> ModelFiles:
-    last = None if settings.final_norm or not settings.layers else max(settings.layers)
+    sites = [*map(Site.parse, settings.sites), *(Site("block", layer) for layer in settings.layers)]
     return open_model(
         settings.model,
         revision=settings.revision,
         tokenizer=settings.tokenizer,
-        last_layer=last,
+        last_layer=None if settings.final_norm or not sites else last_block(sites),
         prepend=settings.prepend,
     )
 
@@ -201,7 +203,8 @@ def describe(prepared: Prepared) -> list[str]:
     lines += [
         f"Forward: {slots:,} slots for {prefixes:,} distinct prefixes of {len(extraction.tokens.ids):,} tokens; "
         f"{_effort(prepared)}.",
-        f"States: {len(extraction.states)} of {len(table):,} x {config.width}, "
+        f"States: {len(extraction.states)} of {len(table):,} x "
+        f"{' and '.join(map(str, sorted({config.width, *extraction.widths.values()})))}, "
         + (
             f"{prepared.disk_bytes / 1e9:.2f} GB on disk."
             if prepared.settings.store

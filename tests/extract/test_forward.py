@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.forward import choose_states, run_plan
+from jaxprobe.extract.forward import run_plan
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh, parse_mesh
 from jaxprobe.models.families import llama
@@ -16,6 +16,7 @@ from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import ModelFiles, fit_mesh, read_weights
 from jaxprobe.models.weights import check_tensors
+from jaxprobe.sites import choose_sites
 from tests.tiny_llama import assert_same_states, reference, save_llama
 from tests.tiny_models import states_of, true_states
 
@@ -54,7 +55,8 @@ def ours(model, sequences, bins=4, slots=16, shard_entities=16):
     ids = np.concatenate(sequences).astype(np.int32)
     starts = np.cumsum([0, *map(len, sequences)])
     plan = plan_bins(ids, starts, bins=bins, slots=slots, shard_entities=shard_entities)
-    states = choose_states(model.config, model.files.complete, None, model.files.complete)
+    complete = model.files.complete
+    states = tuple(map(str, choose_sites(model.config.layers, complete, final_norm=complete)))
     found = {state: np.full((len(sequences), model.config.width), np.nan, np.float32) for state in states}
     for shard in run_plan(model, plan, states):
         for state in states:
@@ -116,14 +118,6 @@ def test_fewer_layers_run_fewer_blocks(tmp_path):
     whole, part = ours(load(tmp_path), sequences), load(tmp_path, last_layer=1)
     assert part.weights.blocks.key[...].shape[0] == 2
     np.testing.assert_allclose(ours(part, sequences)["1"], whole["1"], rtol=1e-5, atol=1e-6)
-
-
-def test_states_that_are_not_there_are_refused(tmp_path):
-    save_llama(tmp_path)
-    part = load(tmp_path, last_layer=1)
-    with pytest.raises(InputError, match="Layer 2 does not exist") as error:
-        choose_states(part.config, False, [0, 2], True)
-    assert "final_norm follows the last block" in str(error.value)
 
 
 def test_a_state_that_is_not_finite_is_named(tmp_path):

@@ -1,12 +1,17 @@
 // R² by layer, for all runs; and the error by group at the chosen layer.
 
+/** A block's number for the stream after it, a little less for what stands inside of it ("12.mid", "mlp.12"). */
+const inBlocks = (layer) =>
+  Number(layer.match(/\d+/)[0]) - (layer.endsWith(".mid") ? 0.5 : layer.startsWith("mlp.") ? 0.25 : 0);
 /** Numbers of the blocks that some run has scores of; embed stands before the first, final_norm after the last. */
 const everyLayer = [...new Set(data.runs.flatMap((of) => of.layers))];
 const blockNumbers = everyLayer.filter((layer) => /^\d+$/.test(layer)).map(Number);
-const firstBlock = Math.min(...(blockNumbers.length ? blockNumbers : [0]));
-const lastBlock = Math.max(...(blockNumbers.length ? blockNumbers : [0]));
+const inside = everyLayer.filter((layer) => /\d/.test(layer) && !/^\d+$/.test(layer));
+const numbers = everyLayer.filter((layer) => /\d/.test(layer)).map(inBlocks);
+const firstBlock = Math.floor(Math.min(...(numbers.length ? numbers : [0])));
+const lastBlock = Math.ceil(Math.max(...(numbers.length ? numbers : [0])));
 const position = (layer) =>
-  layer === "embed" ? firstBlock - 1 : layer === "final_norm" ? lastBlock + 1 : Number(layer);
+  layer === "embed" ? firstBlock - 1 : layer === "final_norm" ? lastBlock + 1 : inBlocks(layer);
 const BASELINE = "#D55E00";
 
 /** A run's R² (mean or of one target) at the given layers: [value, ci_low, ci_high] each. */
@@ -127,6 +132,7 @@ function layerAxis(look) {
     .filter((block) => blockNumbers.length <= most || (block % step === 0 && !crowded(block)));
   const ticks = [...ends.map((layer) => [position(layer), layer === "embed" ? "embed" : "norm"])];
   ticks.push(...blocks.map((block) => [block, String(block)]));
+  if (everyLayer.length <= most) ticks.push(...inside.map((layer) => [position(layer), layer]));
   const places = everyLayer.map(position);
   return axis(look, {
     showgrid: false,
