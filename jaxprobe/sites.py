@@ -114,6 +114,29 @@ def parse_sites(names: Iterable[str]) -> tuple[Site, ...]:
     return tuple(sorted(sites))
 
 
+def find_site(name: str) -> Site | None:
+    """The site of a name, or None for a state that was made elsewhere and has a name of its own."""
+    try:
+        return Site.parse(name)
+    except InputError:
+        return None
+
+
+def axis_positions(names: Sequence[str]) -> dict[str, float]:
+    """Where states stand on an axis of blocks: a block at its number, what is inside it before, at both ends the rest.
+
+    ``12`` at 12, ``mlp.12`` at 11.75; ``embed`` one before the first of them, ``final_norm`` one after the last. States
+    of which one is no site stand in their order.
+    """
+    sites = {name: find_site(name) for name in names}
+    found = [site for site in sites.values() if site is not None]
+    if len(found) < len(sites):
+        return {name: float(place) for place, name in enumerate(sites)}
+    blocks = [site.layer for site in found if site.layer is not None] or [0]
+    ends = {"embed": min(blocks) - 1.0, "final_norm": max(blocks) + 1.0}
+    return {str(site): ends[site.kind] if site.layer is None else site.depth - 1 for site in found}
+
+
 def choose_sites(
     blocks: int,
     complete: bool = True,

@@ -1,6 +1,5 @@
 """The figures of a run, for a page or a paper: R2 by layer, the map of predicted places, predicted against true."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,11 +25,13 @@ from jaxprobe.report.canvas import (
     write_title,
 )
 from jaxprobe.report.map_figure import place_map
-from jaxprobe.report.phrases import count, describe_headline, layer_title, number, with_interval
+from jaxprobe.report.phrases import count, describe_headline, layer_title, number, site_kind, with_interval
 from jaxprobe.results.results import Run
-from jaxprobe.sites import Site
+from jaxprobe.sites import axis_positions
 
 ACCENT, BASELINE = "#0072B2", "#D55E00"
+# Sites inside of blocks have lines of their own: kind -> colour and name.
+INSIDE = {"mid": ("#009E73", "between attention and MLP"), "mlp": ("#CC79A7", "the MLP's neurons")}
 
 
 def write_figures(results: Run) -> list[AnyPath]:
@@ -50,7 +51,8 @@ def write_figures(results: Run) -> list[AnyPath]:
 def r2_by_layer(results: Run) -> Figure:
     """Test R2 (mean over targets) at every layer with its interval; the embed state is marked as the baseline."""
     x = np.array(list(axis_positions(results.layers).values()))
-    blocks = np.array([layer != "embed" for layer in results.layers])
+    kinds = np.array([site_kind(layer) for layer in results.layers])
+    blocks = np.isin(kinds, ("block", "final_norm"))
     lines = {target: results.by_layer("r2", target) for target in ("mean", *results.targets)}
     if len(results.targets) < 2:
         lines = {"mean": lines["mean"]}
@@ -59,12 +61,16 @@ def r2_by_layer(results: Run) -> Figure:
     # Clipped to just below the axis: coordinates of -1e53 are more than a picture can hold.
     lines = {target: line.clip(low - 1, high + 1) for target, line in lines.items()}
     with house_style():
-        figure = Figure(figsize=(7.2, 4.6))
-        axes = figure.add_subplot(area(figure, left=0.62, right=0.75, bottom=0.52, top=1.16))
+        more = 0.17 * len(set(kinds) & set(INSIDE))  # lines of the legend
+        figure = Figure(figsize=(7.2, 4.6 + more))
+        axes = figure.add_subplot(area(figure, left=0.62, right=0.75, bottom=0.52, top=1.16 + more))
         axes.set_ylim(low, high)
         mean = lines["mean"][blocks]
         axes.fill_between(x[blocks], mean["ci_low"], mean["ci_high"], color=ACCENT, alpha=0.18, linewidth=0)
         axes.plot(x[blocks], mean["value"], color=ACCENT, linewidth=2, zorder=3)
+        for kind, (colour, _) in INSIDE.items():
+            if (at := kinds == kind).any():
+                axes.plot(x[at], lines["mean"]["value"][at], color=colour, linewidth=1.4, marker="o", markersize=2.5)
         _draw_targets(axes, lines, x, blocks)
         _mark_states(figure, axes, results, x)
         _mark_below(axes, results, x)
@@ -72,15 +78,6 @@ def r2_by_layer(results: Run) -> Figure:
         write_title(figure, "Test R² by layer", _subtitle(results))
         keep_labels_inside(figure)
     return figure
-
-
-def axis_positions(layers: Sequence[str]) -> dict[str, float]:
-    """Where each state stands on an axis of blocks: a block at its number, what is inside of it before that, embed
-    before the first, final_norm last."""
-    sites = {layer: Site.parse(layer) for layer in layers}
-    inside = {layer: site.depth - 1 for layer, site in sites.items() if site.layer is not None}
-    blocks = [math.floor(min(inside.values(), default=0)), math.ceil(max(inside.values(), default=0))]
-    return {layer: inside.get(layer, blocks[0] - 1 if layer == "embed" else blocks[1] + 1) for layer in layers}
 
 
 def predicted_against_true(results: Run) -> Figure:
@@ -106,13 +103,13 @@ def predicted_against_true(results: Run) -> Figure:
 
 def _draw_targets(axes: Axes, lines: dict[str, pd.DataFrame], x: np.ndarray, blocks: np.ndarray) -> None:
     """Thin lines for the single targets, where there are several; every line is named at its right end."""
-    if len(lines) < 2:
+    if len(lines) < 2 or not blocks.any():
         return
     for target, line in lines.items():
         if target != "mean":
             axes.plot(x[blocks], line["value"][blocks], color=MUTED, linewidth=0.9, alpha=0.8)
     low, high = axes.get_ylim()
-    ends = {target: float(np.clip(line["value"].iloc[-1], low, high)) for target, line in lines.items()}
+    ends = {target: float(np.clip(line["value"][blocks].iloc[-1], low, high)) for target, line in lines.items()}
     ends = {target: end for target, end in ends.items() if np.isfinite(end)}
     heights = spread_apart(list(ends.values()), 0.055 * (high - low))
     for name, height in zip(ends, heights, strict=True):
@@ -120,7 +117,7 @@ def _draw_targets(axes: Axes, lines: dict[str, pd.DataFrame], x: np.ndarray, blo
         text = name.replace("_", " ")
         axes.annotate(
             text if len(text) <= 14 else text[:13] + "…",
-            (x[-1], height),
+            (x[blocks][-1], height),
             (6, 0),
             textcoords="offset points",
             va="center",
@@ -179,6 +176,8 @@ def _mark_states(figure: Figure, axes: Axes, results: Run, x: np.ndarray) -> Non
         ends = [shown(embed.ci_low), shown(embed.ci_high)]
         axes.plot([at["embed"]] * 2, ends, "-_", color=BASELINE, markersize=7, linewidth=1.5, zorder=4)
         lines.append(("D", BASELINE, f"embed, the baseline (what the last token alone tells): {with_interval(embed)}"))
+    present = set(map(site_kind, results.layers))
+    lines += [("o", colour, name) for kind, (colour, name) in INSIDE.items() if kind in present]
     handles = [
         Line2D([], [], linestyle="", marker=marker, color=colour, markersize=6, label=text)
         for marker, colour, text in lines
@@ -216,7 +215,8 @@ def _finish_layer_axes(axes: Axes, results: Run, x: np.ndarray) -> None:
     kept: list[tuple[float, str]] = []
     for at, layer in sorted(zip(x, results.layers, strict=True), key=lambda pair: pair[1] not in always):
         wide = 0.055 * (x[-1] - x[0])
-        if (layer in always or round(at) % step == 0) and all(abs(at - other) > wide for other, _ in kept):
+        regular = layer in always or (site_kind(layer) == "block" and at % step == 0)
+        if regular and all(abs(at - other) > wide for other, _ in kept):
             kept.append((at, layer))
     axes.set_xticks([at for at, _ in kept], [{"final_norm": "norm"}.get(layer, layer) for _, layer in kept])
     axes.set_xlim(x[0] - 0.8, x[-1] + 0.6)

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.report.maps import colour_by_group, colour_values, extent_of, read_coastlines
-from jaxprobe.report.phrases import run_in_words
+from jaxprobe.report.phrases import layer_title, run_in_words, site_kind
 from jaxprobe.results.results import Run
+from jaxprobe.sites import axis_positions
 
 # With two targets and an error, a prediction takes 8 bytes of page; so these are at most 5.6 MB.
 MOST_PREDICTIONS = 700_000
@@ -39,7 +40,11 @@ def encode_runs(runs: Sequence[Run]) -> dict[str, Any]:
     kept = [_within_text_budget(frame, MOST_TEXT_BYTES // len(frames)) for frame in frames]
     tables = [_table(frame, whole) for frame, whole in zip(kept, frames, strict=True)]
     shares = MOST_PREDICTIONS // len(runs)
+    positions = axis_positions(list(dict.fromkeys(layer for run in runs for layer in run.layers)))
     return {
+        "sites": {
+            layer: {"x": x, "kind": site_kind(layer), "words": layer_title(layer)} for layer, x in positions.items()
+        },
         "coast": _coast() if any(run.is_place for run in runs) else None,
         "tables": tables,
         "runs": [

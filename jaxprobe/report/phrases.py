@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxprobe.html import decimal_text
 from jaxprobe.results.results import Run, Score
-from jaxprobe.sites import Site
+from jaxprobe.sites import find_site
 
 
 def count(number: int, noun: str) -> str:
@@ -26,8 +26,15 @@ def with_interval(score: Score) -> str:
 
 
 def layer_title(layer: str) -> str:
-    """A state's name in a sentence: "layer 17", "embed", "final norm"."""
-    return Site.parse(layer).words
+    """A state's name in a sentence: "layer 17", "embed", "final norm", "the MLP's neurons of layer 3"."""
+    site = find_site(layer)
+    return site.words if site else layer
+
+
+def site_kind(layer: str) -> str:
+    """What kind of site a state is; one that was made elsewhere counts as the stream after a block."""
+    site = find_site(layer)
+    return site.kind if site else "block"
 
 
 def describe_headline(results: Run) -> str:

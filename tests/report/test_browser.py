@@ -341,6 +341,20 @@ def test_every_layer_is_on_the_axis_and_what_is_below_it_is_marked(odd_run, open
     assert "e+53" in page.text_content("main") and "000,000,000" not in page.text_content("main")
 
 
+def test_sites_inside_of_blocks_are_read_by_name(tmp_path, open_page):
+    quality = {"embed": 0.2, "0": 0.4, "mlp.1": 0.7, "1": 0.6}
+    run = write_run(tmp_path / "run", city_entities(100), quality, "cities", headline="mlp.1")
+    write_report(run)
+    page = open_page(run.report_path)
+    assert page.text_content("#layer-words").startswith("the MLP's neurons of layer 1 (chosen on the training rows)")
+    traces = page.evaluate(
+        "document.getElementById('score-plot').data.map((trace) => [trace.line?.color ?? '', Array.from(trace.x)])"
+    )
+    ticks = page.evaluate("document.getElementById('score-plot').layout.xaxis.ticktext")
+    assert ticks == ["embed", "0", "1"]
+    assert ["#CC79A7", [0.75]] in traces and page.text_content("#score-key") == "the MLP's neurons"
+
+
 def test_points_outside_of_the_frame_are_counted(odd_run, open_page):
     page = open_page(odd_run.report_path)
     assert page.text_content("#outside") == "3 points lie outside of the frame."

@@ -10,10 +10,11 @@ from matplotlib import image
 from matplotlib.colors import to_hex
 
 from jaxprobe.report.canvas import house_style
-from jaxprobe.report.figures import axis_positions, predicted_against_true, r2_by_layer, spread_apart, write_figures
+from jaxprobe.report.figures import INSIDE, predicted_against_true, r2_by_layer, spread_apart, write_figures
 from jaxprobe.report.map_figure import place_map
 from jaxprobe.report.maps import OKABE_ITO
 from jaxprobe.results.results import Run
+from jaxprobe.sites import axis_positions
 from tests.invented import QUALITY, city_entities, write_run
 
 
@@ -104,6 +105,27 @@ def test_layers_stand_at_their_numbers(tmp_path, layers):
     assert all(positions[layer] == int(layer) for layer in layers if layer.isdecimal())
     assert all(left < place < right for place in positions.values())
     assert headline in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_sites_inside_of_blocks_have_lines_of_their_own(tmp_path):
+    quality = {"embed": 0.2, "0.mid": 0.3, "mlp.0": 0.5, "0": 0.4, "1.mid": 0.45, "mlp.1": 0.7, "1": 0.6}
+    run = write_run(tmp_path / "run", city_entities(300), quality, "cities", headline="mlp.1")
+    (axes,) = (figure := r2_by_layer(Run(run))).axes
+    mean = Run(run).by_layer("r2")["value"]
+    drawn = {line.get_color(): line for line in axes.lines if line.get_linewidth() == 1.4}
+    for kind, names, places in (("mid", ["0.mid", "1.mid"], [-0.5, 0.5]), ("mlp", ["mlp.0", "mlp.1"], [-0.25, 0.75])):
+        np.testing.assert_array_equal(drawn[INSIDE[kind][0]].get_xdata(), places)
+        np.testing.assert_array_equal(drawn[INSIDE[kind][0]].get_ydata(), mean[names])
+    stream = next(line for line in axes.lines if line.get_linewidth() == 2)
+    np.testing.assert_array_equal(stream.get_ydata(), mean[["0", "1"]])
+    assert any("the MLP's neurons of layer 1, chosen" in text for text in texts(figure))
+    assert len(write_figures(Run(run))) == 4
+    made_elsewhere = {"encoder": 0.3, "decoder.0": 0.5, "decoder.1": 0.6}
+    elsewhere = write_run(tmp_path / "elsewhere", city_entities(300), made_elsewhere, "cities", headline="decoder.0")
+    assert len(write_figures(Run(elsewhere))) == 4
+    assert {label.get_text() for label in r2_by_layer(Run(elsewhere)).axes[0].get_xticklabels()} == set(made_elsewhere)
+    only = write_run(tmp_path / "only", city_entities(300), {"mlp.1": 0.5}, "cities", headline="mlp.1")
+    assert len(write_figures(Run(only))) == 4
 
 
 @pytest.mark.parametrize(("number", "least"), [(50, 3.0), (600, 2.5)])

@@ -108,6 +108,7 @@ def test_the_page_is_valid_json_whatever_the_scores(place_run):
     assert page["runs"][0]["scores"]["mean r2"][2] == [None, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [33, 82])
 def test_forty_thousand_places_stay_below_15_megabytes(tmp_path, layers):
     """A table as large as the paper's largest, at the depth of a 7-billion and of a 70-billion model."""

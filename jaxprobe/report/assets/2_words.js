@@ -1,7 +1,7 @@
 // Numbers and names as people read them.
 
 const minus = (text) => text.replace(/-/g, "−");
-const layerTitle = (layer) => ({ embed: "embed", final_norm: "final norm" })[layer] ?? "layer " + layer;
+const layerTitle = (layer) => data.sites[layer].words;
 const spaced = (name) => name.replace(/_/g, " ");
 
 // Made once: toLocaleString with options is slow enough to be felt on thousands of rows.

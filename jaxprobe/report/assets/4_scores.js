@@ -1,17 +1,10 @@
 // R² by layer, for all runs; and the error by group at the chosen layer.
 
-/** A block's number for the stream after it, a little less for what stands inside of it ("12.mid", "mlp.12"). */
-const inBlocks = (layer) =>
-  Number(layer.match(/\d+/)[0]) - (layer.endsWith(".mid") ? 0.5 : layer.startsWith("mlp.") ? 0.25 : 0);
-/** Numbers of the blocks that some run has scores of; embed stands before the first, final_norm after the last. */
-const everyLayer = [...new Set(data.runs.flatMap((of) => of.layers))];
-const blockNumbers = everyLayer.filter((layer) => /^\d+$/.test(layer)).map(Number);
-const inside = everyLayer.filter((layer) => /\d/.test(layer) && !/^\d+$/.test(layer));
-const numbers = everyLayer.filter((layer) => /\d/.test(layer)).map(inBlocks);
-const firstBlock = Math.floor(Math.min(...(numbers.length ? numbers : [0])));
-const lastBlock = Math.ceil(Math.max(...(numbers.length ? numbers : [0])));
-const position = (layer) =>
-  layer === "embed" ? firstBlock - 1 : layer === "final_norm" ? lastBlock + 1 : inBlocks(layer);
+const position = (layer) => data.sites[layer].x;
+const everyLayer = Object.keys(data.sites);
+// Sites inside of blocks have lines of their own, in a single run: kind -> colour.
+const INSIDE = { mid: "#009E73", mlp: "#CC79A7" };
+const INSIDE_WORDS = { mid: "between attention and MLP", mlp: "the MLP's neurons" };
 const BASELINE = "#D55E00";
 
 /** A run's R² (mean or of one target) at the given layers: [value, ci_low, ci_high] each. */
@@ -84,7 +77,7 @@ function belowWords(of) {
 }
 
 function runTraces(of, colour, look) {
-  const blocks = of.layers.filter((layer) => layer !== "embed");
+  const blocks = of.layers.filter((layer) => ["block", "final_norm"].includes(data.sites[layer].kind));
   const alone = data.runs.length === 1;
   const traces = [bandTrace(of, blocks, colour)];
   if (alone && of.targets.length > 1) {
@@ -93,6 +86,12 @@ function runTraces(of, colour, look) {
   }
   const line = { mode: "lines+markers", line: { color: colour, width: 2.5 }, marker: { size: 5, color: colour } };
   traces.push(scoreTrace(of, "mean", blocks, line));
+  for (const [kind, own] of Object.entries(INSIDE)) {
+    const layers = of.layers.filter((layer) => data.sites[layer].kind === kind);
+    const look = { color: alone ? own : colour, width: 1.5, dash: alone ? "solid" : "dot" };
+    const marker = { size: 4, color: look.color };
+    if (layers.length) traces.push(scoreTrace(of, "mean", layers, { mode: "lines+markers", line: look, marker }));
+  }
   if (of.layers.includes("embed")) traces.push(...embedTraces(of, alone ? BASELINE : colour));
   const dot = { mode: "markers", marker: { size: 11, color: colour, line: { color: look.paper, width: 2 } } };
   traces.push(scoreTrace(of, "mean", [of.headline], dot), ...belowTraces(of, alone ? BASELINE : colour));
@@ -102,7 +101,8 @@ function runTraces(of, colour, look) {
 /** Names at the right end of a single run's lines, at least a line's height apart. */
 function lineNames(of, look) {
   if (data.runs.length > 1 || of.targets.length < 2) return [];
-  const last = of.layers[of.layers.length - 1];
+  const last = of.layers.filter((layer) => ["block", "final_norm"].includes(data.sites[layer].kind)).at(-1);
+  if (last === undefined) return [];
   const [bottom, top] = scoreRange();
   const inside = (value) => Math.max(bottom, Math.min(top, value ?? bottom));
   const ends = ["mean", ...of.targets].map((target) => ({ target, y: inside(scoresAt(of, target, [last])[0][0]) }));
@@ -123,22 +123,22 @@ function lineNames(of, look) {
 
 function layerAxis(look) {
   const most = byId("score-plot").clientWidth < 500 ? 6 : 14;
-  const step = Math.max(1, Math.round((lastBlock - firstBlock) / most));
-  const ends = ["embed", "final_norm"].filter((layer) => everyLayer.includes(layer));
-  const crowded = (block) => step > 1 && ends.some((layer) => Math.abs(position(layer) - block) < step / 2);
-  // Few layers all have their tick; of many every so manieth has.
-  const blocks = [...new Set(blockNumbers)]
-    .sort((a, b) => a - b)
-    .filter((block) => blockNumbers.length <= most || (block % step === 0 && !crowded(block)));
-  const ticks = [...ends.map((layer) => [position(layer), layer === "embed" ? "embed" : "norm"])];
-  ticks.push(...blocks.map((block) => [block, String(block)]));
-  if (everyLayer.length <= most) ticks.push(...inside.map((layer) => [position(layer), layer]));
   const places = everyLayer.map(position);
+  const [left, right] = [Math.min(...places), Math.max(...places)];
+  const step = Math.max(1, Math.round((right - left) / most));
+  const ends = everyLayer.filter((layer) => ["embed", "final_norm"].includes(layer));
+  const crowded = (block) => step > 1 && ends.some((layer) => Math.abs(position(layer) - block) < step / 2);
+  // Names of states: those of blocks, and for what is inside of a block its number.
+  const names = new Map(everyLayer.map((layer) => [Math.ceil(position(layer)), /^mlp\.|\.mid$/.test(layer) ? layer.replace(/\D/g, "") : layer]));
+  ends.forEach((layer) => names.delete(position(layer)));
+  const shown = [...names].filter(([place]) => names.size <= most || (place % step === 0 && !crowded(place)));
+  const ticks = [...ends.map((layer) => [position(layer), layer === "embed" ? "embed" : "norm"])];
+  ticks.push(...shown.map(([place, name]) => [place, shortened(name, 12)]));
   return axis(look, {
     showgrid: false,
     tickvals: ticks.map(([place]) => place),
     ticktext: ticks.map(([, name]) => name),
-    range: [Math.min(...places) - 0.8, Math.max(...places) + 0.8],
+    range: [left - 0.8, right + 0.8],
     title: { text: "residual stream after block", font: { color: look.quiet } },
   });
 }
@@ -181,12 +181,16 @@ function drawScores() {
 /** What lies below the axis, and which colour is which run's, where there are several. */
 function drawScoreKey() {
   byId("score-below").textContent = data.runs.map(belowWords).filter(Boolean).join(" ");
-  if (data.runs.length === 1) return;
-  const entries = data.runs.map((of, i) => {
+  const kinds = Object.keys(INSIDE).filter((kind) => everyLayer.some((layer) => data.sites[layer].kind === kind));
+  const lines =
+    data.runs.length > 1
+      ? data.runs.map((of, i) => [RUN_COLOURS[i % RUN_COLOURS.length], of.name])
+      : kinds.map((kind) => [INSIDE[kind], INSIDE_WORDS[kind]]);
+  const entries = lines.map(([colour, words]) => {
     const entry = document.createElement("p");
     const name = document.createElement("span");
-    name.textContent = of.name;
-    entry.append(dotOf(RUN_COLOURS[i % RUN_COLOURS.length]), name);
+    name.textContent = words;
+    entry.append(dotOf(colour), name);
     return entry;
   });
   byId("score-key").replaceChildren(...entries);
