@@ -1,19 +1,27 @@
 """Every test runs with eight CPU devices, strict dtypes and no silent rank promotion; shapes are checked."""
 
+import atexit
 import fcntl
 import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 # Read when jax starts; NVPL/OpenBLAS settings are left as the machine has them.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands that tests start leave the user's cache alone
+# One folder for the session: its workers and the commands that they start compile a program once, and the user's own
+# cache is left alone. Workers inherit the name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxprobe-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 

@@ -31,6 +31,7 @@ def test_editors_and_type_checkers_see_every_public_name():
     assert read == used
 
 
+@pytest.mark.slow
 def test_public_names_stay_what_they_are_when_modules_are_imported():
     """`jaxprobe.runs.execute` would be the module or the function, by what was imported before."""
     probe = (

@@ -14,6 +14,8 @@ from jaxprobe.data.catalog import load_table
 from tests import tiny_llama
 from tests.tiny_llama import save_llama, save_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ENTITIES = 300
 
 

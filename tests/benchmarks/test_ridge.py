@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import ridge, tables
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):

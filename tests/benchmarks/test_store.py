@@ -9,6 +9,8 @@ from benchmarks import store, tables
 from jaxprobe.data.catalog import load_table
 from tests.tiny_llama import save_llama, save_tokenizer
 
+pytestmark = pytest.mark.slow
+
 # Streamed moments are float32 sums with their rounding errors carried along; R2 is a ratio of sums over many rows.
 R2 = 1e-4
 ROWS = 400

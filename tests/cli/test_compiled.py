@@ -51,6 +51,7 @@ def counts(process):
     return json.loads(said.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_second_start_compiles_nothing(folder):
     for first in [start(folder, "first"), start(folder, "beside it")]:
         counts(first)

@@ -107,6 +107,7 @@ def test_a_tpu_that_jax_does_not_use(tmp_path, monkeypatch):
     assert found() == []
 
 
+@pytest.mark.slow
 def test_without_pytorch_nothing_is_compared(model):
     hide = (
         "from importlib.machinery import PathFinder as finder\n"

@@ -84,6 +84,7 @@ def towns(tmp_path_factory):
     return folder, ["run", "--model", "model", "--dataset", "towns.csv", "--target", "founded", "--mesh", "data=1"]
 
 
+@pytest.mark.slow
 def test_scripts_get_one_json_object_and_nothing_else(towns):
     folder, command = towns
     result = call(*command, "--json", "--quiet", cwd=folder)
@@ -100,6 +101,7 @@ def test_scripts_get_one_json_object_and_nothing_else(towns):
     assert {"load", "compile", "extract", "fit", "score", "controls"} <= set(found["seconds"])
 
 
+@pytest.mark.slow
 def test_a_smoke_run_has_a_folder_of_its_own(towns, monkeypatch, capsys):
     folder, command = towns
     monkeypatch.chdir(folder)

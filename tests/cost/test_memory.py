@@ -72,6 +72,7 @@ def test_scores_of_streamed_rows_are_counted_with_the_weights_beside_them():
     assert many > weights + 2 * predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "targets", "places"), [(3, 1, False), (8, 2, True), (31, 2, True), (8, 4, False)])
 @pytest.mark.parametrize("rows", [1000, 60_000])
 def test_scoring_takes_no_more_than_is_counted(rows, layers, targets, places):

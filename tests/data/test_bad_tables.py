@@ -169,6 +169,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(HEADERS, max_size=5), TABLES, OPTIONS, st.sampled_from([",", ";", "\t"]), st.booleans())
 def test_any_csv_is_a_table_or_refused(tmp_path, header, rows, options, separator, quoted):

@@ -155,6 +155,7 @@ def test_a_type_with_a_map_of_its_own_is_found():
     assert cell("a", "b") > 0.9 and cell("c", "c") > 0.9 and cell("others", "c") < -1
 
 
+@pytest.mark.slow
 def test_in_noise_a_hold_out_is_found_worse_no_more_often_than_its_interval_says():
     """Where states and groups say nothing, what a group adds to the fit is noise: on average it does not help."""
     worse, tried = 0, 200

@@ -61,6 +61,7 @@ def test_headlines_are_compared_on_the_same_rows_only():
         compare_headlines(moved, first)
 
 
+@pytest.mark.slow
 def test_two_equal_prompts_differ_no_more_often_than_the_interval_says():
     """Both prompts read the same targets with noise of one size: their true difference is 0."""
     apart, tried = 0, 200

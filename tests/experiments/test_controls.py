@@ -196,6 +196,7 @@ def test_a_row_alone_in_its_group_is_not_one_group_more():
     assert np.isfinite(whole["ci_low"]) and np.isfinite(inside["value"]) and np.isnan(inside["ci_low"])
 
 
+@pytest.mark.slow
 def test_p_values_in_noise_are_as_often_small_as_they_say():
     found = {"permuted": 0, "permuted_kind": 0}
     for seed in range(WORLDS):

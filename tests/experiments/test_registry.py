@@ -110,6 +110,7 @@ def test_a_run_writes_the_controls_of_its_headline_layer(runs):
     np.testing.assert_allclose(ours["ci_low"], score["ci_low"], atol=SAME_PROBE)
 
 
+@pytest.mark.slow
 def test_every_experiment_runs_from_the_command_line(runs, capsys):
     world, coords, art = map(str, runs)
     for name, paths, column in (
@@ -227,6 +228,7 @@ def test_predict_prints_its_table(runs, capsys):
     assert "Oslo 3" in printed and "radius_km" in printed and "90 %" in printed
 
 
+@pytest.mark.slow
 def test_the_papers_tables_stand_beside_the_papers_numbers(model, tables, tmp_path):
     planned = [(config.dataset, config.prompt) for config in plan_runs(model, tmp_path, tables, (), None)]
     assert planned == [("world_place", "empty"), ("world_place", "coords"), ("art", "empty"), ("art", "release")]
@@ -334,6 +336,7 @@ def test_no_run_is_refused(capsys):
     assert stop.value.code == 2 and "No run to look at" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(model, tables, tmp_path, monkeypatch):
     loaded, checked, asked = [], [], []
     monkeypatch.setattr("jaxprobe.runs.paper.load", lambda *given: (loaded.append(1), load(*given))[1])

@@ -75,6 +75,7 @@ def test_states_equal_hugging_face_in_float64(tmp_path, heads, kv_heads, tied, r
     assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))
 
 
+@pytest.mark.slow
 def test_sharded_bfloat16_files_give_the_same_states(tmp_path):
     save_llama(tmp_path, dtype=torch.bfloat16, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -88,6 +89,7 @@ def test_float16_files_give_the_same_states(tmp_path):
     assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path):
     save_llama(tmp_path, dtype=torch.bfloat16)
     sequences = random_sequences()

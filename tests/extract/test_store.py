@@ -80,6 +80,7 @@ def test_a_shard_in_flight_is_written_when_the_block_ends_in_an_error(tmp_path, 
         assert store.missing == (1, 2, 3, 4, 5, 6)
 
 
+@pytest.mark.slow
 def test_memory_holds_two_shards_at_most(tmp_path, make_stored):
     stored = make_stored(rows=320, shard_rows=32, width=512)
     alive = []
@@ -386,6 +387,7 @@ with stored.open(Path(sys.argv[2])) as store, open(sys.argv[3], "a", buffering=1
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, make_stored):
     stored = make_stored(rows=640, shard_rows=32, width=64)
     path, log = tmp_path / "store", tmp_path / "log"

@@ -105,6 +105,7 @@ def test_sums_keep_what_float32_would_lose():
     assert abs(naive / (1000 * product[0, 0]) - 1) > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_eight_devices_give_the_same_bits_as_one(dtype):
     """Each state's sums are made on one device, so their number can't change them."""
@@ -170,6 +171,7 @@ def test_a_shard_must_be_whole():
         stream.add(0, x[:, :599])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.2, 2])
 def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(share):
     """Five folds of states as models have them, against float64; not rotated, products were wrong by 4e-2."""

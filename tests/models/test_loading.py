@@ -123,6 +123,7 @@ def large(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory from /proc")
 @pytest.mark.parametrize("mesh", ["fsdp=2,model=4", "data=2,fsdp=2,model=2"])
 def test_loading_two_gigabytes_takes_little_more_than_the_parameters(large, mesh):
@@ -206,6 +207,7 @@ def test_copies_of_heads_hold_the_same_numbers(tmp_path, model_devices):
         assert {part.data.shape[2] for part in weight[...].addressable_shards} == {1}
 
 
+@pytest.mark.slow
 def test_random_weights_with_copies_of_heads_are_the_same_model(tmp_path):
     save_llama(tmp_path, kv_heads=2)
     config, one = open_checkpoint(tmp_path).config(), make_mesh({"data": 1})

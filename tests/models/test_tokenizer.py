@@ -137,6 +137,7 @@ def test_the_space_before_a_sentencepiece_text_is_as_the_file_says(tmp_path, set
     assert tokenizer.tokenize("Paris Paris")[1:] == ["\u2581Paris"]
 
 
+@pytest.mark.slow
 def test_a_gguf_tokenizer_needs_no_pytorch():
     """PyTorch is there for the tests only: a user's environment has none."""
     code = (

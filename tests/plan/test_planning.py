@@ -94,6 +94,7 @@ def test_a_plan_that_does_not_fit_says_so():
     assert "on one GPU, on more of them: store the states" in lines  # 5 folds x 6 x 8 x 16384^2 bytes are above 60 GB
 
 
+@pytest.mark.slow
 def test_a_config_file_and_the_command_line(tmp_path, capsys):
     fields = {
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -116,6 +117,7 @@ def test_what_can_not_be_planned_is_refused():
         plan("llama-2-70b", "h100:8", "cities", mesh="data=4", limit=100)
 
 
+@pytest.mark.slow
 def test_a_plan_of_gpus_has_a_process_each():
     """Sums are fitted by as many processes as the launcher starts, and each brings a shard of its own."""
     one, eight = (plan("llama-2-7b", f"h100:{count}", "cities", limit=200) for count in (1, 8))

@@ -119,6 +119,7 @@ def test_what_has_no_score_is_nan_and_what_does_not_fit_is_refused():
         score(y[:, :1], p[:, :, :1], places=True)
 
 
+@pytest.mark.slow
 def test_resamples_without_a_score_do_not_spoil_the_interval():
     """Of one value alone R2 has no denominator: by rounding it would be -1e15, and a single NaN would end it all."""
     rng = np.random.default_rng(0)
