@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBL
     from jaxprobe.extract.store.reader import open_activations as open_activations
     from jaxprobe.host.progress import Reporter as Reporter
     from jaxprobe.models.load import load_model as load_model
+    from jaxprobe.probes.estimators import ClassProbe as ClassProbe
+    from jaxprobe.probes.estimators import MlpProbe as MlpProbe
+    from jaxprobe.probes.estimators import RidgeProbe as RidgeProbe
     from jaxprobe.probes.ridge import RidgeFit as RidgeFit
     from jaxprobe.probes.ridge import fit_ridge as fit_ridge
     from jaxprobe.results.folder import RunDirectory as RunDirectory
@@ -32,9 +35,12 @@ if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBL
 # name -> where it lives; read on first use, so that `jaxprobe --help` does not wait for JAX.
 # Not `run` and `predict`: they would be hidden by the modules of that name once these are imported.
 _PUBLIC = {
+    "ClassProbe": "jaxprobe.probes.estimators",
     "EntityTable": "jaxprobe.data.table",
     "InputError": "jaxprobe.errors",
+    "MlpProbe": "jaxprobe.probes.estimators",
     "RidgeFit": "jaxprobe.probes.ridge",
+    "RidgeProbe": "jaxprobe.probes.estimators",
     "Reporter": "jaxprobe.host.progress",
     "Run": "jaxprobe.results.results",
     "RunConfig": "jaxprobe.settings",
