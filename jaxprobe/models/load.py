@@ -13,10 +13,10 @@ from jaxprobe.host.progress import Progress, default_progress
 from jaxprobe.html import html_table
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.divide import fit_config
 from jaxprobe.models.files.checkpoint import Checkpoint
 from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import ModelSource, find_model
-from jaxprobe.models.fit import fit_config
 from jaxprobe.models.tokenizer import load_tokenizer, start_with
 from jaxprobe.models.transformer import Transformer
 from jaxprobe.models.weights import check_tensors, load_weights, tensor_count

@@ -24,12 +24,12 @@ from jaxprobe.extract.trie import Plan, plan_bins
 from jaxprobe.host.paths import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
 from jaxprobe.models.config import ModelConfig
+from jaxprobe.models.divide import fit_config
 from jaxprobe.models.families.known import read_config as read_model_config
 from jaxprobe.models.files.checkpoint import read_json
 from jaxprobe.models.files.gguf import GGUFCheckpoint
 from jaxprobe.models.files.safetensors import folder_config
 from jaxprobe.models.files.source import DEMO_MODEL, ModelSource, find_model
-from jaxprobe.models.fit import fit_config
 from jaxprobe.models.load import DTYPES, choose_dtype
 from jaxprobe.models.placement import choose_mesh, parameter_bytes
 from jaxprobe.models.published import find_published

@@ -14,9 +14,9 @@ import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprobe.mesh import make_mesh, parse_mesh
+from jaxprobe.models.divide import fit_config
 from jaxprobe.models.families.known import parameters
 from jaxprobe.models.files.open import open_checkpoint
-from jaxprobe.models.fit import fit_config
 from jaxprobe.models.transformer import random_weights
 from jaxprobe.models.weights import _set_layer, load_weights
 from tests.tiny_llama import save_llama

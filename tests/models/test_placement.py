@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.fit import fit_config
+from jaxprobe.models.divide import fit_config
 from jaxprobe.models.placement import choose_mesh, device_memory, parameter_bytes, place
 from jaxprobe.models.published import find_published
 from jaxprobe.models.transformer import abstract_weights

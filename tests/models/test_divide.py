@@ -6,7 +6,7 @@ import pytest
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.fit import fit_config
+from jaxprobe.models.divide import fit_config
 from tests.tiny_llama import llama_config
 
 
