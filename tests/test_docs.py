@@ -21,6 +21,7 @@ NOT_RUN = {
     "scripts/test": "is what runs this",
     "pip install": "tests/test_packaging.py installs",
     "jaxprobe paper": "needs the paper's tables, which are not in the repository",
+    "jaxprobe experiment use": "takes minutes; tests/experiments/test_use.py asks planted models",
     "jaxprobe plan": "needs one of them too, and libtpu",
     "scripts/launch_local": "tests/test_processes.py runs it",
     "sbatch": "needs a SLURM cluster",

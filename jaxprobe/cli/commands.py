@@ -156,6 +156,35 @@ class Predict(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Steer(Command):
+    """What does the model say of a name whose place is moved? Its own words and the moved ones side by side.
+
+    By itself a shift does not show what the model reads: `jaxprobe experiment use` has the tests for that.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run with stored states."""
+    to: tuple[float, ...]
+    """What the probe shall read at the name: latitude and longitude, or a year."""
+    text: tuple[str, ...]
+    """Names."""
+    prompt: str = "{} is a city in the country of"
+    """What the model goes on from, with {} for the name."""
+    state: str | None = None
+    """The layer after which the name's last token is moved; default: the run's headline layer."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.results.results import Run
+
+        run = Run(as_path(self.run))
+        from jaxprobe.runs.steer import plan_shift, steer_texts
+
+        steering = plan_shift(run, self.to, self.state)
+        frame = steer_texts(run, steering, self.text, self.prompt, output.reporter())
+        output.frame(frame, f"After {self.prompt!r}, and with the place moved at layer {steering.layer}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Paper(Command):
     """The paper's tables for one model, beside the paper's own numbers."""
 
@@ -243,15 +272,28 @@ class Export(Command):
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    out: Path
+    out: Path | None = None
     """A name that ends in .safetensors: one file, and its table as .csv. Any other: a folder, with STATE.npy for each
     state (float32) and table.csv."""
     states: tuple[str, ...] = ()
     """Which ones: embed, 0, 1, ..., final_norm; default: all that are stored."""
+    vector: Path | None = None
+    """Write directions in the place of states: what moves a target's reading by one unit, as .safetensors,
+    or the first target's as a .gguf control vector."""
 
     def __call__(self, output: Output) -> None:
         from jaxprobe.results.folder import RunDirectory, refuse_own_file
 
+        if (self.out is None) == (self.vector is None):
+            raise InputError("Name what to write: --out for the states, or --vector for the directions of the probes.")
+        if self.vector is not None:
+            refuse_own_file(as_path(self.vector))
+            check_out(as_path(self.vector), file=True)
+            from jaxprobe.results.results import Run
+            from jaxprobe.runs.steer import export_vector
+
+            output.files([export_vector(Run(as_path(self.run)), self.vector, self.states)])
+            return
         out = as_path(self.out)
         refuse_own_file(out)
         check_out(out, file=out.suffix == ".safetensors")
@@ -423,6 +465,7 @@ COMMANDS: dict[str, type[Command]] = {
     "run": RunCommand,
     "fit": Fit,
     "predict": Predict,
+    "steer": Steer,
     "report": Report,
     "export": Export,
     "push": Push,

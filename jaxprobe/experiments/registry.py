@@ -12,6 +12,8 @@ EXPERIMENTS = (
     "controls",
     "nonlinear",
     "components",
+    "neurons",
+    "use",
     "dateline",
 )
 

@@ -246,14 +246,18 @@ def random_subspace(rng: np.random.Generator, cov: Covariance, rank: int, varian
 
 
 def random_shifts(rng: np.random.Generator, x: np.ndarray, sizes: np.ndarray) -> Float[np.ndarray, "N D"]:
-    """A control: differences of two random rows of x [M, D], one for each of N sizes and of exactly that length."""
+    """A control: differences of two random rows of x [M, D], one for each of N sizes and of exactly that length.
+
+    Pairs of equal rows, as names with one last token have them before the first block, are drawn again.
+    """
     x, sizes = _rows(x, "x"), np.asarray(sizes, np.float64)
-    first = rng.integers(0, len(x), len(sizes))
-    second = (first + rng.integers(1, len(x), len(sizes))) % len(x)
-    shifts = x[first] - x[second]
+    if not np.ptp(x, axis=0).any():
+        raise InputError("All rows of x are equal, so that no difference has a direction. Pass rows that differ.")
+    shifts, again = np.zeros((len(sizes), x.shape[1])), np.arange(len(sizes))
+    while len(again):
+        shifts[again] = x[rng.integers(0, len(x), len(again))] - x[rng.integers(0, len(x), len(again))]
+        again = again[~shifts[again].any(axis=1)]
     lengths = np.linalg.norm(shifts, axis=1)
-    if not (lengths > 0).all():
-        raise InputError("Rows of x are equal, so that their difference has no direction. Pass rows that differ.")
     return shifts * (sizes / lengths)[:, None]
 
 
