@@ -152,8 +152,7 @@ def compiled_step(
     """The jitted forward of one batch: the wanted rows of each kind of site, [n, B, W, width] in the sites' order."""
 
     def step(weights: Transformer, bins: Bins, root: Root) -> dict[str, jax.Array]:
-        result = forward(weights, config, bins, root, mesh=mesh, sites=states, states_dtype=DTYPES[dtype])
-        return {"block" if kind == "stream" else kind: rows for kind, rows in result.stacks.items()}
+        return forward(weights, config, bins, root, mesh=mesh, sites=states, states_dtype=DTYPES[dtype]).stacks
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, spec("LBWD")))
 

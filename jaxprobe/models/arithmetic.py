@@ -29,8 +29,7 @@ def choose_arithmetic(mesh: Mesh, dtype: jnp.dtype) -> Arithmetic:
     1.4 GB written and read a block. The residual stream is float32 everywhere.
     """
     if mesh.devices.flat[0].platform != "cpu":
-        to_weights = functools.partial(_product, result=dtype)
-        return Arithmetic(_product, to_weights, _product, _same, _same, attention_parts=1)
+        return accelerator_arithmetic(dtype)
     if dtype != jnp.float32:
         # XLA widens the bfloat16 of all blocks, which lie in one array, before the first; bits it only copies.
         pack = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
@@ -39,6 +38,12 @@ def choose_arithmetic(mesh: Mesh, dtype: jnp.dtype) -> Arithmetic:
     whole = mesh.shape["model"] == mesh.shape["fsdp"] == 1
     add = project_blockwise if whole else _product
     return Arithmetic(_product, _product, add, _same, _same, attention_parts=2)
+
+
+def accelerator_arithmetic(dtype: jnp.dtype) -> Arithmetic:
+    """What GPUs and TPUs run; a CPU can, for comparison."""
+    to_weights = functools.partial(_product, result=dtype)
+    return Arithmetic(_product, to_weights, _product, _same, _same, attention_parts=1)
 
 
 def _same(x: Array) -> Array:

@@ -11,9 +11,9 @@ _FOLDER = Path(__file__).parent / "configs"
 
 
 def published_models() -> dict[str, dict[str, Any]]:
-    """Short name -> the fields of its config.json, small models first."""
+    """Short name -> the fields of its config.json; by suite, small models first."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _FOLDER.glob("*.json")}
-    size = lambda item: (item[0].rpartition("-")[0], item[1]["num_hidden_layers"] * item[1]["hidden_size"])
+    size = lambda item: (item[0].rpartition("-")[0], read_config(item[1]).parameter_count())
     return dict(sorted(found.items(), key=size))
 
 

@@ -19,6 +19,7 @@ from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families.family import Parameter
 from jaxprobe.models.families.known import parameters
 from jaxprobe.models.parts import ACTIVATIONS, add_bias, attend, layer_norm, rms_norm, rotary_tables, rotate
+from jaxprobe.sites import Site, parse_sites
 
 # ---- Weights ------------------------------------------------------------------------------------------------------
 
@@ -119,46 +120,29 @@ class Edits(NamedTuple):
     slots: Bool[Array, "B T"] | None = None  # where; None: everywhere
 
 
-class Sites(NamedTuple):
-    """What is read, by kind: the layers of each, in order."""
-
-    embed: bool
-    stream: tuple[int, ...]  # "L": after block L
-    mid: tuple[int, ...]  # "L.mid": between its attention and its MLP
-    mlp: tuple[int, ...]  # "mlp.L": act(gate) * up
-    final_norm: bool
-
-
-def parse_sites(sites: Sequence[str]) -> Sites:
-    """Sites by kind. Raises ValueError for what is none."""
-    layers: dict[str, list[int]] = {"stream": [], "mid": [], "mlp": []}
-    for site in sites:
-        kind, number = ("mlp", site[4:]) if site.startswith("mlp.") else ("stream", site)
-        if number.endswith(".mid"):
-            kind, number = "mid", number[:-4]
-        if number.isdecimal():
-            layers[kind].append(int(number))
-        elif site not in ("embed", "final_norm"):
-            raise ValueError(f"{site!r} is no site: embed, 12, 12.mid, mlp.12 and final_norm are")
-    return Sites("embed" in sites, *(tuple(sorted(layers[kind])) for kind in layers), "final_norm" in sites)
+def _by_kind(sites: Sequence[str]) -> dict[str, list[int]]:
+    """Kind of site -> its blocks, in order. Raises InputError for what is no site."""
+    found: dict[str, list[int]] = {}
+    for site in parse_sites(sites):
+        found.setdefault(site.kind, []).append(-1 if site.layer is None else site.layer)
+    return found
 
 
 class Forward(NamedTuple):
     """States at the wanted slots, the whole stream after the last block, and keys and values where asked for."""
 
-    stacks: dict[str, Array]  # kind ("embed", "stream", "mid", "mlp", "final_norm") -> [n B W D], of "mlp" [n B W F]
+    stacks: dict[str, Array]  # kind of site (see jaxprobe/sites.py) -> [n B W D], of "mlp" [n B W F]
     stream: Float[Array, "B T D"]
     keys: Float[Array, "L B T K H"] | None
     values: Float[Array, "L B T K H"] | None
 
     def states(self, sites: Sequence[str]) -> dict[str, Array]:
         """Site -> [B W D], of "mlp.L" [B W F], for the sites that the forward was asked for."""
-        wanted = parse_sites(sites)
-        place = {f"{layer}": ("stream", i) for i, layer in enumerate(wanted.stream)}
-        place |= {f"{layer}.mid": ("mid", i) for i, layer in enumerate(wanted.mid)}
-        place |= {f"mlp.{layer}": ("mlp", i) for i, layer in enumerate(wanted.mlp)}
-        place |= {"embed": ("embed", 0), "final_norm": ("final_norm", 0)}
-        return {site: self.stacks[place[site][0]][place[site][1]] for site in sites}
+        found: dict[str, Array] = {}
+        for site in parse_sites(sites):
+            place = sum(Site.parse(name).kind == site.kind for name in found)
+            found[str(site)] = self.stacks[site.kind][place]
+        return {site: found[str(site)] for site in sites}
 
 
 # ---- The forward --------------------------------------------------------------------------------------------------
@@ -271,7 +255,7 @@ def run_blocks(
         edited = run_blocks(weights, config, clean.at[0, 5].set(row), bins, root, mesh=mesh, first=3,
                             sites=("final_norm",)).states(("final_norm",))["final_norm"]
     """
-    wanted, arithmetic = parse_sites(sites), choose_arithmetic(mesh, weights.dtype)
+    wanted, arithmetic = _by_kind(sites), choose_arithmetic(mesh, weights.dtype)
     traced = not isinstance(first, int)
     begin = 0 if traced else first
     _check_sites(wanted, config, begin)
@@ -284,8 +268,8 @@ def run_blocks(
         x, inside = block(x, layer, slots, config, arithmetic, mesh)
         if layer.edit is not None:
             x = _edit(x, layer.edit, edits.slots)
-        every = {"stream": x, "mid": inside.mid, "mlp": inside.mlp}
-        states = {kind: rows(values) for kind, values in every.items() if getattr(wanted, kind)}
+        every = {"block": x, "mid": inside.mid, "mlp": inside.mlp}
+        states = {kind: rows(values) for kind, values in every.items() if kind in wanted}
         return x, (states, (inside.key, inside.value) if return_keys else None)
 
     def step_from_first(x: Array, layer: Layer) -> tuple[Array, tuple]:
@@ -296,21 +280,21 @@ def run_blocks(
     layers = jax.tree.map(lambda leaf: leaf[begin:], _layers(weights, config, root, edits, arithmetic))
     x, (stacks, keys) = jax.lax.scan(step_from_first if traced else step, x, layers)
     for kind, values in stacks.items():
-        chosen = [layer - begin for layer in getattr(wanted, kind)]
+        chosen = [layer - begin for layer in wanted[kind]]
         if chosen != list(range(len(values))):
             stacks[kind] = values[jnp.array(chosen)]
-    if wanted.final_norm:
+    if "final_norm" in wanted:
         stacks["final_norm"] = normalise(_rows(x, bins, mesh), weights, "final_norm", config).astype(states_dtype)[None]
     return Forward(stacks, x, *(keys or (None, None)))
 
 
-def _check_sites(wanted: Sites, config: ModelConfig, first: int) -> None:
-    layers = (*wanted.stream, *wanted.mid, *wanted.mlp)
-    if wanted.embed:
+def _check_sites(wanted: dict[str, list[int]], config: ModelConfig, first: int) -> None:
+    layers = [layer for kind in ("block", "mid", "mlp") for layer in wanted.get(kind, ())]
+    if "embed" in wanted:
         raise ValueError("the embedding comes before every block")
     if layers and not first <= min(layers) <= max(layers) < config.layers:
         raise ValueError(f"sites of blocks {min(layers)} to {max(layers)}; run are {first} to {config.layers - 1}")
-    if wanted.mid and config.parallel:
+    if "mid" in wanted and config.parallel:
         raise ValueError("attention and MLP of this model read one stream: there is none between them")
 
 

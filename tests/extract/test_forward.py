@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from jaxprobe.errors import InputError
+from jaxprobe.extract import forward
 from jaxprobe.extract.forward import run_plan
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh, parse_mesh
+from jaxprobe.models import transformer
+from jaxprobe.models.arithmetic import accelerator_arithmetic
 from jaxprobe.models.families import llama
 from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import find_model
@@ -99,6 +102,26 @@ def test_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path):
     for state in exact:
         error = {who: np.linalg.norm(states[state] - exact[state]) for who, states in rounded.items()}
         assert error["ours"] <= error["theirs"], (state, error)
+
+
+def test_the_accelerators_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path, monkeypatch):
+    """Its products between weights give bfloat16; here a CPU runs it."""
+    save_llama(tmp_path, dtype=torch.bfloat16)
+    sequences = random_sequences()
+    plain = ours(load(tmp_path, dtype="bfloat16"), sequences)
+    monkeypatch.setattr(transformer, "choose_arithmetic", lambda mesh, dtype: accelerator_arithmetic(dtype))
+    for compiled in (forward.compiled_step, forward._compiled_root):
+        compiled.cache_clear()
+    found, exact = ours(load(tmp_path, dtype="bfloat16"), sequences), true_states(tmp_path, sequences)
+    for compiled in (forward.compiled_step, forward._compiled_root):
+        compiled.cache_clear()
+    theirs = states_of(reference(tmp_path, torch.bfloat16), sequences)
+    for state in exact:
+        error = {
+            who: np.linalg.norm(states[state] - exact[state]) for who, states in (("ours", found), ("theirs", theirs))
+        }
+        assert error["ours"] <= error["theirs"], (state, error)
+    assert any((found[state] != plain[state]).any() for state in exact)
 
 
 def test_packed_equals_one_at_a_time(tmp_path):

@@ -1,8 +1,11 @@
 """Every family against transformers in float64: tiny random models, every parameter noised, in several variants."""
 
+import gguf
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+import transformers
 
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh, parse_mesh
@@ -10,7 +13,7 @@ from jaxprobe.models.families.known import FAMILIES, read_config
 from jaxprobe.models.files.open import open_checkpoint
 from tests.extract.test_forward import load, ours, random_sequences
 from tests.tiny_llama import assert_same_states
-from tests.tiny_models import Variant, read_back, save, states_of, true_states
+from tests.tiny_models import Variant, float64_throughout, read_back, save, states_of, true_states
 
 GROUPED = {"num_key_value_heads": 4}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
@@ -160,6 +163,19 @@ def test_bfloat16_is_no_further_from_float64_than_transformers(tmp_path, variant
     assert all(mine[state] <= 1.2 * theirs[state] + 1e-6 for state in truth), (mine, theirs)
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model."])
+def test_a_text_model_is_found_inside_a_multimodal_file(folders, tmp_path, prefix):
+    """Hub files of several generations put it at other places, beside a vision tower."""
+    variant = next(variant for variant in ONE_EACH if variant.model_type == "gemma3")
+    tensors = safetensors.numpy.load_file(folders(variant) / "model.safetensors")
+    here = next(name for name in tensors if name.endswith("embed_tokens.weight")).removesuffix("embed_tokens.weight")
+    tensors = {name.replace(here, prefix, 1) if name.startswith(here) else name: t for name, t in tensors.items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folders(variant) / "config.json").read_text())
+    sequences = random_sequences(3)
+    assert_same_states(ours(load(tmp_path), sequences), ours(load(folders(variant)), sequences))
+
+
 WINDOWS = [
     ("mistral", {"sliding_window": 40}, 40),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 3}, 20),
@@ -194,3 +210,44 @@ REFUSED = {
 def test_other_architectures_are_refused_by_what_is_missing(model_type):
     with pytest.raises(InputError, match=f"model_type is '{model_type}'.*{REFUSED[model_type]}"):
         read_config({"model_type": model_type})
+
+
+def write_gguf(path, model, architecture):
+    """A GGUF file with the names that the gguf package has for this architecture; rows as they are."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    if architecture == "qwen3":
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    kind = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ["qwen2 grouped", "qwen3 head_dim absent"])
+def test_gguf_files_are_read_as_transformers_reads_them(folders, tmp_path, name):
+    """Names by the gguf package's table; that rows lie as they are, transformers says, which reads the file itself."""
+    variant = next(variant for variant in VARIANTS if variant.id == name)
+    write_gguf(tmp_path / "tiny.gguf", read_back(folders(variant)), variant.model_type)
+    dense = transformers.GgufConfig("tiny.gguf", dequantize=True)
+    options = {"gguf_file": "tiny.gguf", "quantization_config": dense, "attn_implementation": "eager"}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options).eval().double()
+    sequences = random_sequences(10)
+    with float64_throughout():
+        truth = states_of(theirs, sequences)
+    assert_same_states(ours(load(tmp_path / "tiny.gguf"), sequences), truth)
+    assert_same_states(truth, true_states(folders(variant), sequences))

@@ -45,7 +45,8 @@ def read_config(fields: Fields) -> ModelConfig:
         biases = ("query", "key", "value", "output")
     if family == "llama" and fields.flag("mlp_bias", False):
         biases += ("gate", "up", "down")
-    fields.only("rope_interleaved", False)
+    for name in ("rope_interleaved", "use_mrope"):
+        fields.only(name, False)
     return shared.make_config(
         family,
         sizes,

@@ -24,6 +24,10 @@ def read_config(fields: Fields) -> ModelConfig:
     """A config.json of any generation of transformers."""
     family = fields.take("model_type")
     sizes = shared.read_sizes(fields, context=4096)
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        fields.only(name, False)
+    for name in ("full_attn_mod", "interpolate_factor"):
+        fields.only(name, 1)
     original = fields.integer("original_max_position_embeddings", 4096, most=MOST["context"])
     rope = {name: value for name, value in shared.read_rope(fields).items() if value is not None}
     kind = rope.get("rope_type", rope.get("type", "default"))
