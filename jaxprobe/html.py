@@ -95,8 +95,9 @@ def decimal_text(value: float, digits: int) -> str:
     """
     if not math.isfinite(value) or abs(value) >= 1e7:
         return f"{value:.2e}"
-    size = math.floor(math.log10(abs(value))) if abs(value) >= 10 else 0
-    return f"{value:,.{min(digits, max(0, 3 - size))}f}"
+    if abs(value) >= 10:
+        digits = min(digits, max(0, 3 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{digits}f}"
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", bold: int = -1) -> str:

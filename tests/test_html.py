@@ -8,7 +8,7 @@ import pytest
 
 from jaxprobe import fit_probes
 from jaxprobe.data.table import EntityTable
-from jaxprobe.html import html_table, scores_by_layer, scores_in_words
+from jaxprobe.html import decimal_text, html_table, scores_by_layer, scores_in_words
 from jaxprobe.results.folder import RunDirectory
 
 STRANGE = '</td><script>alert("1")</script> & <b>'
@@ -45,6 +45,23 @@ def probes(table):
     states = {name: rng.standard_normal((100, 8)).astype(np.float32) for name in ("embed", "0", "1")}
     states["1"][:, :2] = table.targets
     return fit_probes(states, table, model="m", prompt="p")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.41234, 3, "0.412"),
+        (0.0029812, 5, "0.00298"),
+        (-12.345, 3, "-12.35"),
+        (-750.2, 3, "-750.2"),
+        (3624.4, 1, "3,624"),
+        (36.24, 1, "36.2"),
+        (-1e53, 3, "-1.00e+53"),
+        (float("nan"), 3, "nan"),
+    ],
+)
+def test_numbers_of_any_size_stay_short(value, digits, text):
+    assert decimal_text(value, digits) == text
 
 
 def test_names_are_text(table, probes, tmp_path):
