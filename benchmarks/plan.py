@@ -20,6 +20,7 @@ from benchmarks.output import write_result
 from jaxprobe.host.progress import in_words
 from jaxprobe.plan import words
 from jaxprobe.plan.planning import plan
+from jaxprobe.settings import RunSettings
 
 PLANS = (
     ("llama-2-7b", "v5e:2x4"),
@@ -40,7 +41,7 @@ def main(out: Path, dataset: str = "cities", prompt: str = "Where is {}", data_d
     """
     plans = []
     for model, topology in PLANS:
-        made = plan(model, topology, dataset, prompt, data_dir=data_dir)
+        made = plan(RunSettings(model, dataset, prompt=prompt, data_dir=data_dir), topology)
         print(f"{model} on {topology}: stored {in_words(made.stored['total'])}, fits {made.fits(True)}")
         plans.append(words.to_json(made))
     versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}

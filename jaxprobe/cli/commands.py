@@ -24,7 +24,6 @@ from jaxprobe.settings import RunSettings, check_settings
 
 WRONG = 1  # what `jaxprobe doctor` exits with where it found something
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Hidden = tyro.conf.Suppress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,12 +224,13 @@ class Plan(RunSettings, Command):
     `plan-gpu`, else counted from shapes)."""
     dataset: str = "cities"
     """A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file."""
-    # Of the place and the looks of a run, nothing is planned.
-    out: Hidden[Path | None] = None
-    show_tokens: Hidden[bool] = False
-    repair: Hidden[bool] = False
-    store: Hidden[bool] = True
-    fold_group: Hidden[str | None] = None
+    # A plan is of both, with a store and without one, and writes nothing.
+    out: Annotated[Path | None, tyro.conf.Suppress] = None
+    sites: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    show_tokens: Annotated[bool, tyro.conf.Suppress] = False
+    repair: Annotated[bool, tyro.conf.Suppress] = False
+    store: Annotated[bool, tyro.conf.Suppress] = True
+    fold_group: Annotated[str | None, tyro.conf.Suppress] = None
 
     def __call__(self, output: Output) -> None:
         settings = settings_of(self)
@@ -240,11 +240,7 @@ class Plan(RunSettings, Command):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the CUDA plugin says that it finds no driver
         from jaxprobe.plan.planning import plan
 
-        names = ("mesh", "limit", "data_dir", "tokenizer", "replicate_kv")
-        options = {name: getattr(settings, name) for name in names}
-        options["dtype"] = settings.dtype or "bfloat16"
-        say = output.reporter().say
-        output.plan(plan(settings.model, self.topology, settings.dataset, settings.prompt, **options, say=say))
+        output.plan(plan(settings, self.topology, output.reporter().say))
 
 
 @dataclass(frozen=True, kw_only=True)

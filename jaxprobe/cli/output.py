@@ -148,7 +148,7 @@ class Output:
             self._object({"sound": sound, "checks": [check._asdict() for check in seen]})
         return sound
 
-    def files(self, paths: Sequence[AnyPath]) -> None:
+    def files(self, paths: Sequence[AnyPath | str]) -> None:
         """Files that were written, one a line."""
         if self.as_json:
             return self._object({"files": [str(path) for path in paths]})

@@ -119,7 +119,7 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
 def file_size(path: AnyPath) -> int:
     """Bytes of a file."""
     stat = path.stat()
-    return stat.st_size if is_local(path) else stat.length
+    return stat.st_size if is_local(path) else stat.length  # type: ignore[attr-defined]
 
 
 def read_ranges(path: AnyPath, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -216,7 +216,7 @@ def remove_folder(path: AnyPath) -> None:
     if is_local(path):
         shutil.rmtree(path)
     else:
-        path.rmtree()
+        path.rmtree()  # type: ignore[attr-defined]
 
 
 # ---- Settings -----------------------------------------------------------------------------------------------------

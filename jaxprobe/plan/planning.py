@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 from jaxprobe.cost.chips import Machine, parse_topology
 from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
-from jaxprobe.data.catalog import load_table
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
@@ -38,7 +37,9 @@ from jaxprobe.plan.programs import forward_program, moments_program, ridge_progr
 from jaxprobe.plan.topologies import topology_devices
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 from jaxprobe.runs.fit import FOLDS, make_folds
-from jaxprobe.sites import choose_sites
+from jaxprobe.runs.inputs import load_run_table
+from jaxprobe.settings import RunSettings, check_settings
+from jaxprobe.sites import choose_sites, last_block
 
 # Assumed, and said with every plan; none of it was measured on these chips.
 UTILISATION = 0.5  # of the chip's published peak
@@ -93,51 +94,39 @@ class RunPlan(NamedTuple):
         return peak <= self.memory and not any(program.refused for program in needed)
 
 
-def plan(
-    model: str,
-    topology: str,
-    dataset: str,
-    prompt: str = "empty",
-    *,
-    mesh: str | None = None,
-    dtype: str = "bfloat16",
-    limit: int | None = None,
-    data_dir: Path | None = None,
-    tokenizer: str | None = None,
-    replicate_kv: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> RunPlan:
+def plan(settings: RunSettings, topology: str, say: Callable[[str], None] = lambda line: None) -> RunPlan:
     """Compiles the programs of a run for a machine that is not here, or counts what they do; reads no weights.
 
     Args:
-      model: a name of ``published_models``, or what ``load_model`` takes (of a hub model only its small files).
-      topology: a TPU slice such as ``v5e:8x8``, or GPUs such as ``h100:8`` (counted from shapes where the extra
-        `plan-gpu` is not installed).
-      dataset, prompt, limit, data_dir: as of a run.
-      mesh: as of a run; default: chosen from the model's size and the chip's memory.
-      dtype: of the weights and states.
-      tokenizer: folder or hub name; default: the model's own, or the demo model's where that is not there.
-      replicate_kv: as of a run.
+      settings: of the run; ``model`` may also be a name of ``published_models``. Of a hub model only the small files
+        are fetched. The default dtype is bfloat16, the default tokenizer the model's own, or the demo model's where
+        that is not at hand.
+      topology: a TPU slice such as ``v5e:8x8``, or GPUs such as ``h100:8``.
       say: told which program is being compiled, which takes from seconds to a minute each.
 
     Raises:
       InputError: whatever can't be used.
     """
+    check_settings(settings)
+    dtype = choose_dtype(settings.dtype or "bfloat16")
     machine = parse_topology(topology)
-    name, config, source, checkpoint = _find_shape(model)
-    chosen = choose_mesh(config, machine.count, int(machine.chip.usable_memory * 1e9), choose_dtype(dtype))
-    sizes, reason = (parse_mesh(mesh), "as asked for") if mesh else chosen
+    name, config, source, checkpoint = _find_shape(settings.model)
+    chosen = choose_mesh(config, machine.count, int(machine.chip.usable_memory * 1e9), dtype)
+    sizes, reason = (parse_mesh(settings.mesh), "as asked for") if settings.mesh else chosen
     sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
     if math.prod(sizes.values()) != machine.count:
         raise InputError(
             f"Mesh {mesh_text(sizes)} has {math.prod(sizes.values())} devices, and {topology} has {machine.count}. "
             "Use a mesh of all of them, or leave --mesh out."
         )
-    config = fit_config(config, sizes, replicate_kv)
-    words, own = _tokenizer(source, tokenizer, checkpoint)
-    table = load_table(dataset, data_dir=data_dir, limit=limit)
-    found_prompt = find_prompt(table.name, prompt)
-    tokens = tokenize(words, table.texts, found_prompt, max_length=config.longest_prompt)
+    sites = choose_sites(config.layers, layers=settings.layers or None, final_norm=settings.final_norm)
+    if (last := last_block(sites)) is not None:  # later blocks are not run
+        config = replace(config, layers=last + 1)
+    config = fit_config(config, sizes, settings.replicate_kv)
+    words, own = _tokenizer(source, settings.tokenizer, checkpoint)
+    table = load_run_table(settings)
+    found_prompt = find_prompt(table.name, settings.prompt)
+    tokens = tokenize(words, table.texts, found_prompt, max_length=config.longest_prompt, seed=settings.seed)
     devices = topology_devices(machine)
     # A process a GPU: each device along the bin axis is a share of its own.
     shares = share_count(make_mesh(sizes, devices)) if devices else sizes["data"] * sizes["fsdp"]
@@ -145,7 +134,7 @@ def plan(
     bins = BINS_PER_DEVICE[machine.chip.platform] * each
     layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each, even=True)
     step, steps_wanted = _steps(layout, config, sizes, shares)
-    job = _Job(machine, sizes, config, tuple(map(str, choose_sites(config.layers))), dtype, table, layout, step)
+    job = _Job(machine, sizes, config, tuple(map(str, sites)), dtype, table, layout, step)
     forward, moments, ridge = _compile(job, devices, say) if devices else _count(job)
     parameters = parameter_bytes(config, sizes, dtype)
     forward_s = steps_wanted * _seconds(forward, machine, dtype)

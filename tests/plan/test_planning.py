@@ -12,10 +12,16 @@ from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import mesh_text
 from jaxprobe.models.published import find_published
-from jaxprobe.plan import topologies, words
+from jaxprobe.plan import planning, topologies, words
 from jaxprobe.plan.hlo import KINDS
-from jaxprobe.plan.planning import READINGS, plan
+from jaxprobe.plan.planning import READINGS
 from jaxprobe.runs.fit import FOLDS, fit_probes
+from jaxprobe.settings import RunSettings
+
+
+def plan(model, topology, dataset, prompt="empty", **settings):
+    return planning.plan(RunSettings(model, dataset, prompt=prompt, **settings), topology)
+
 
 ROWS = 3000  # of the cities: enough for several steps, and for probes in float32 on none of these widths
 
