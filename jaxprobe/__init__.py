@@ -31,6 +31,10 @@ if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBL
     from jaxprobe.runs.predict import predict as predict_names  # noqa: F401
     from jaxprobe.settings import RunConfig as RunConfig
     from jaxprobe.settings import RunSettings as RunSettings
+    from jaxprobe.worlds.earth import make_world as make_world
+    from jaxprobe.worlds.world_runs import probe_world as probe_world
+    from jaxprobe.worlds.world_runs import steer_world as steer_world
+    from jaxprobe.worlds.world_runs import train_world_model as train_world_model
 
 # name -> where it lives; read on first use, so that `jaxprobe --help` does not wait for JAX.
 # Not `run` and `predict`: they would be hidden by the modules of that name once these are imported.
@@ -50,6 +54,10 @@ _PUBLIC = {
     "fit_probes": "jaxprobe.runs.fit",
     "fit_ridge": "jaxprobe.probes.ridge",
     "list_datasets": "jaxprobe.data.catalog",
+    "make_world": "jaxprobe.worlds.earth",
+    "train_world_model": "jaxprobe.worlds.world_runs",
+    "probe_world": "jaxprobe.worlds.world_runs",
+    "steer_world": "jaxprobe.worlds.world_runs",
     "load_model": "jaxprobe.models.load",
     "load_table": "jaxprobe.data.catalog",
     "open_activations": "jaxprobe.extract.store.reader",

@@ -414,6 +414,81 @@ class ExportTable(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class World(Command):
+    """Train a model of a world whose truth is known, and probe it: walks over 1,000 cities, and no coordinate.
+
+    The folder is that of a run as well: report, experiments and predict take it. What is asked of each checkpoint is
+    seen with `jaxprobe world probe RUN`, whether the model uses its map with `jaxprobe world steer RUN`.
+    """
+
+    kind: Literal["language", "joint-embedding"] = "language"
+    """A Llama that reads walks as words, or an encoder and a predictor of codes."""
+    out: Path | None = None
+    """The folder, new or to go on with; default: runs/world-KIND."""
+    tiny: Flag = False
+    """A world of 100 cities, in half a minute."""
+    minutes: float | None = None
+    """Plan as many steps as this machine takes in that time now, at most the default."""
+    steps: int | None = None
+    """Of training; default: 1300 of a language model, 3000 of a joint embedding; of a tiny world 100 and 600."""
+    seed: int = 0
+    """Of what is held out, of walks and of weights."""
+    wind_km: float = 0.0
+    """How far a wind that nobody observes blows each arrival to one of four sides."""
+    width: int | None = None
+    """Of the states; default: 64 of a language model, 32 of a joint embedding."""
+    layers: int | None = None
+    """Blocks of a language model; default: 3."""
+    encoder: Literal["vector", "features"] | None = None
+    """Of a joint embedding: a free vector a city, or a network on noisy features of it; default: vector."""
+    regulariser: Literal["vicreg", "sigreg", "none"] | None = None
+    """Of a joint embedding: what keeps its codes apart; default: vicreg."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.worlds.world_runs import train_into
+
+        given = {name: getattr(self, name) for name in ("width", "layers", "encoder", "regulariser")}
+        options = {name: value for name, value in given.items() if value is not None}
+        out = as_path(self.out or Path("runs", f"world-{self.kind}{'-tiny' * self.tiny}"))
+        plan = {"tiny": self.tiny, "steps": self.steps, "minutes": self.minutes, "wind_km": self.wind_km}
+        output.run(train_into(out, self.kind, options, seed=self.seed, reporter=output.reporter(), **plan))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldProbe(Command):
+    """Ask every checkpoint of a world model: the map, places never named, next cities, open loops, collapse."""
+
+    run: tyro.conf.Positional[Path]
+    """The world model's folder."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.worlds.world_runs import probe_into
+
+        answers, path = probe_into(as_path(self.run), output.reporter())
+        shown = answers[answers["step"].isin([-1, answers["step"].max()])]
+        output.frame(shown, "What the last checkpoint knows, beside controls (step -1)", table=str(path))
+        output.say(f"Every checkpoint: {path}; figures beside it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSteer(Command):
+    """Does a world model use its map? States pushed to other places and cleared of theirs, beside controls."""
+
+    run: tyro.conf.Positional[Path]
+    """The world model's folder."""
+    step: tuple[int, ...] = ()
+    """Checkpoints to look at; default: the one with the best map by leave-one-out, and the last."""
+
+    def __call__(self, output: Output) -> None:
+        from jaxprobe.worlds.world_runs import steer_into
+
+        shifts, cuts, path = steer_into(as_path(self.run), self.step, output.reporter())
+        shown = shifts[(shifts["pairs"] == "held") & (shifts["how"] != "nothing")].drop(columns=["pairs", "run"])
+        output.frame(shown, "Pushed states, moves never trained on", table=str(path))
+        output.say(f"Every row: {path}; what was cut out: {path.with_name('cuts.csv')}, {len(cuts)} rows.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OverRuns(Command):
     """What every experiment takes beside its own options."""
 
@@ -468,6 +543,9 @@ COMMANDS: dict[str, type[Command]] = {
     "paper": Paper,
     "plan": Plan,
     "doctor": Doctor,
+    "world": World,
+    "world probe": WorldProbe,
+    "world steer": WorldSteer,
     "data list": ListTables,
     "data fetch": FetchTable,
     "data export": ExportTable,

@@ -141,9 +141,11 @@ def _parse(arguments: list[str], output: Output) -> commands.Command:
     """The command that the arguments name, with its options."""
     known = [*commands.COMMANDS, *commands.EXPERIMENTS]
     groups = {words.partition(" ")[0] for words in known if " " in words}
-    count = 2 if arguments[0] in groups else 1
+    # A group may be a command itself: `world` is one, `world probe` another.
+    single = arguments[0] in known and " ".join(arguments[:2]) not in known
+    count = 2 if arguments[0] in groups and not single else 1
     words, rest = " ".join(arguments[:count]), arguments[count:]
-    if arguments[0] in groups and (len(arguments) < 2 or arguments[1] in ("-h", "--help")):
+    if count == 2 and (len(arguments) < 2 or arguments[1] in ("-h", "--help")):
         print(_help(f"{arguments[0]} "))
         sys.exit(0)
     found = commands.find(words)

@@ -11,6 +11,7 @@ A run directory holds
   predictions.parquet         test rows at every layer: layer, row, predicted_<target>, and error_km for places; of
                               class labels the likeliest, its probability and that of the true one
   figures/, report.html       what people look at
+  world/                      where the run's model was made for it (`jaxprobe world`): its world and its weights
 
 Every file is written under another name and then moved to its place, or in a bucket uploaded whole, so a reader (or an
 interrupted run) finds the old file or the new one, never half of one.
@@ -190,7 +191,7 @@ class RunDirectory:
         """
         if not self.config_path.is_file():
             found = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
-            found = [name for name in found if not name.startswith(".")]
+            found = [name for name in found if not name.startswith(".") and name != "world"]
             if found:
                 raise InputError(
                     f"{self.path} holds files but no config.json, so it is not a run of jaxprobe (found "
