@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from jaxprobe.data.columns import read_frame, require_columns, strings
+from jaxprobe.data.columns import named_once, read_frame, require_columns, strings
 from jaxprobe.data.countries import merge_countries, name_continents
 from jaxprobe.data.splits import with_block_split
 from jaxprobe.data.table import EntityTable, make_table
@@ -121,7 +121,7 @@ def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
 
 
 def load_table(
-    dataset: str,
+    dataset: str | pd.DataFrame,
     *,
     text: str | None = None,
     target: Sequence[str] = (),
@@ -136,10 +136,11 @@ def load_table(
     unit_vectors: bool = False,
     labels: bool | None = None,
 ) -> EntityTable:
-    """The entity table of a named data set or of a CSV or Parquet file.
+    """The entity table of a named data set, of a CSV or Parquet file, or of a data frame.
 
     Args:
-      dataset: a name out of `list_datasets`, or the path (or gs://... address) of a file.
+      dataset: a name out of `list_datasets`, the path (or gs://... address) of a file, or a data frame, whose table is
+        called "table".
       text, target, split, group: as in `make_table`; of a named data set they replace its own. The split ``blocks``
         (where no column is called so) takes whole cells of a grid for testing, as `with_block_split` does.
       data_dir: the folder of the paper's tables; None for the one that the environment names as JAXPROBE_DATA.
@@ -149,8 +150,10 @@ def load_table(
     Raises:
       InputError: no such data set or file, one that is not at hand, or what `make_table` finds.
     """
-    known = DATA_SETS.get(dataset)
-    if known is None:
+    known = DATA_SETS.get(dataset) if isinstance(dataset, str) else None
+    if isinstance(dataset, pd.DataFrame):
+        frame, name, attribution = named_once(dataset, "The data frame"), "table", ""
+    elif known is None:
         path = _path_of_own(dataset)
         frame, name, attribution = read_frame(path), path.name.split(".")[0], ""
     else:

@@ -49,9 +49,16 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
     # pandas, pyarrow and the decompressors raise all kinds for a damaged file; their text is what helps.
     except Exception as error:
         raise InputError(f"{path} can't be read: {error}. Check that it is whole, and a CSV in UTF-8.") from error
+    return named_once(frame, str(path))
+
+
+def named_once(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """The frame with its columns' names as text, spaces around them dropped. Raises InputError where two are equal."""
     names = [str(name).strip() for name in frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path} has more than one column {', '.join(map(repr, twice))}. Rename or drop all but one.")
+        raise InputError(
+            f"{source} has more than one column {', '.join(map(repr, twice))}. Rename or drop all but one."
+        )
     return frame.set_axis(names, axis=1)
 
 

@@ -52,3 +52,12 @@ def test_classes_that_cannot_be_fitted_are_left_out_with_a_note():
 def test_the_label_of_a_named_table_is_no_group_of_it():
     table = load_table("cities", target=["continent"], limit=300)
     assert table.label == "continent" and "Europe" in table.target_names and tuple(table.groups) == ("country",)
+
+
+def test_a_data_frame_reads_as_its_file_does(tmp_path):
+    given = frame(["a", "b", "c"] * 10, size=np.arange(30.0), born=pd.date_range("1900-01-01", periods=30, freq="YS"))
+    given.to_csv(tmp_path / "table.csv", index=False)
+    for target in ("kind", "size", "born"):
+        ours, file = load_table(given, target=[target]), load_table(str(tmp_path / "table.csv"), target=[target])
+        assert ours.name == "table" and ours.target_names == file.target_names and ours.texts == file.texts
+        np.testing.assert_allclose(ours.targets, file.targets)
