@@ -27,7 +27,7 @@ def extraction(mesh):
     each = mesh.shape["data"] * mesh.shape["fsdp"]
     ids = np.concatenate(sequences).astype(np.int32)
     plan = plan_bins(ids, np.arange(0, 4 * ENTITIES + 1, 4), bins=2 * each, multiple=each)
-    return Extraction((), None, None, plan, STATES, CONFIG.width)
+    return Extraction((), None, None, plan, STATES, CONFIG.width, {})
 
 
 @pytest.mark.parametrize(
