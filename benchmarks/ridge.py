@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from benchmarks import machine
 from benchmarks.output import say, write_result
-from benchmarks.ridge_engines import ENGINES, ONE_LAYER
+from benchmarks.ridge_engines import ENGINES, ONE_LAYER, can_run
 from benchmarks.tables import ridge_table
 from jaxprobe.results.folder import RunDirectory
 
@@ -156,7 +156,7 @@ def measure(settings: Settings, folder: Path, x: np.ndarray, y: np.ndarray, sour
     shape = dict(zip(("layers", "rows", "dimensions"), map(int, x.shape), strict=True))
     result = {"states": source, **shape, "targets": int(y.shape[1]), "alphas": ALPHAS.tolist(), "engines": {}}
     del x
-    names = [name for name in settings.engine if name != "himalaya" or importlib.util.find_spec("himalaya")]
+    names = [name for name in settings.engine if can_run(name)]
     warm_up: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         engines = {name: Engine(name, folder) for name in names}

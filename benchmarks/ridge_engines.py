@@ -6,7 +6,9 @@ reads lines from its standard input (each means: fit once more) and answers each
 FOLDER holds x.npy [L, N, D] float32, y.npy [N, C] standardised float64, alphas.npy [A] and folds.npy [N].
 """
 
+import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -57,6 +59,26 @@ def scikit_learn(problem: Problem, dtype: str) -> Callable[[], Answer]:
 
     def run():
         fits = [RidgeCV(problem.alphas).fit(layer.astype(dtype, copy=False), y) for layer in problem.x]
+        return Answer(np.array([fit.alpha_ for fit in fits]), None)
+
+    return run
+
+
+def scikit_learn_array_api(problem: Problem) -> Callable[[], Answer]:
+    """The same on PyTorch's tensors, on a GPU where there is one: scikit-learn 1.8 and later compute where they are."""
+    os.environ["SCIPY_ARRAY_API"] = "1"  # read when SciPy is imported
+    import torch
+    from sklearn import config_context
+    from sklearn.linear_model import RidgeCV
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    y = torch.asarray(problem.y.astype(np.float32), device=device)
+
+    def run():
+        with config_context(array_api_dispatch=True):
+            fits = [
+                RidgeCV(problem.alphas).fit(torch.asarray(np.array(layer), device=device), y) for layer in problem.x
+            ]
         return Answer(np.array([fit.alpha_ for fit in fits]), None)
 
     return run
@@ -142,10 +164,21 @@ ENGINES: dict[str, tuple[Callable[..., Callable[[], Answer]], dict]] = {
     "floor generalised": (floor, {"products": 1}),
     "scikit-learn": (scikit_learn, {"dtype": "float32"}),
     "scikit-learn float64": (scikit_learn, {"dtype": "float64"}),
+    "scikit-learn array API": (scikit_learn_array_api, {}),
     "numpy": (numpy, {"dtype": "float32"}),
     "numpy float64": (numpy, {"dtype": "float64"}),
     "himalaya": (himalaya, {}),
 }
+
+
+def can_run(engine: str) -> bool:
+    """Whether an engine that needs more than the package is of use here."""
+    if engine == "himalaya":
+        return importlib.util.find_spec("himalaya") is not None
+    if engine == "scikit-learn array API":  # without a GPU it is scikit-learn again
+        return importlib.util.find_spec("torch") is not None and importlib.import_module("torch").cuda.is_available()
+    return True
+
 
 # So slow that they fit the first layer only; their time is that of one, times the layers.
 ONE_LAYER = ("himalaya",)

@@ -139,6 +139,7 @@ def demo_table(result: dict[str, Any]) -> str:
 RIDGE_ENGINES = {
     "jaxprobe": "jaxprobe",
     "scikit-learn": "a loop of scikit-learn's `RidgeCV`, float32",
+    "scikit-learn array API": "the same on PyTorch's tensors on the GPU",
     "numpy": "15 lines of NumPy, float32 throughout",
     "floor": "*the floor: two bare products and one `eigh` a layer*",
     "jaxprobe float64": "jaxprobe, float64",

@@ -123,7 +123,10 @@ def forward_steps(plan: Plan, states: int, mesh: Mapping[str, int], shares: int)
 
 
 def count_step(config: ModelConfig, step: Step, mesh: Mapping[str, int], dtype: str, platform: str) -> Program:
-    """The forward of ``step.bins`` bins. Its temporary memory is an upper bound: blocks run one after the other."""
+    """The forward of ``step.bins`` bins, whose blocks run one after the other.
+
+    Temporary memory is an upper bound on a CPU, and on GPUs within what the compiler allots and twice that.
+    """
     data, model, item = mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("model", 1), ITEM_BYTES[dtype]
     bins, keys, heads = (
         step.bins // data,
@@ -131,16 +134,22 @@ def count_step(config: ModelConfig, step: Step, mesh: Mapping[str, int], dtype: 
         config.kv_heads * config.queries_per_kv,
     )
     numbers = bins * step.slots
-    # Of one block: its weights (in float32 on a CPU, which widens them), and its float32 arrays.
-    held = matrix_weights(config) // model
-    weights = held * (4 if platform == "cpu" else item)
-    stream, inner = 4 * numbers * config.width, 4 * numbers * config.mlp_width // model
-    query, scores = 4 * numbers * heads * config.head_width // model, 4 * numbers * keys * heads // model
-    # XLA copies all blocks' weights on a CPU before the first: bfloat16 as bits, and over ``fsdp`` for their layout.
-    fsdp = mesh.get("fsdp", 1)
-    copied = config.layers * held * item // fsdp if platform == "cpu" and (fsdp > 1 or item < 4) else 0
-    # The block's weights are there once more, cut out of those of all blocks and gathered over ``fsdp``.
-    temporary = copied + weights + 3 * stream + 2 * inner + 3 * query + 2 * scores
+    # Of one block: its weights (in float32 on a CPU, which widens them), the float32 stream, and what products give:
+    # the weights' dtype between two of them on accelerators, see models/arithmetic.py.
+    held, on_cpu, fsdp = matrix_weights(config) // model, platform == "cpu", mesh.get("fsdp", 1)
+    weights, inside = held * (4 if on_cpu else item), 4 if on_cpu else item
+    stream, inner = 4 * numbers * config.width, inside * numbers * config.mlp_width // model
+    query, scores = inside * numbers * heads * config.head_width // model, 4 * numbers * keys * heads // model
+    if on_cpu:
+        # XLA copies all blocks' weights before the first: bfloat16 as bits, and over ``fsdp`` for their layout; and
+        # the block's own once more, cut out of those of all blocks.
+        copied = config.layers * held * item // fsdp if fsdp > 1 or item < 4 else 0
+        temporary = copied + weights + 3 * stream + 2 * inner + 3 * query + 2 * scores
+    else:
+        # Attention and MLP take turns. A sum over ``model`` has operand and result beside the stream. Weights gathered
+        # over ``fsdp`` are the block's, the next one's on their way, and those laid out for a product.
+        streams, gathered = (5 if model > 1 else 3) * stream, 3 * weights if fsdp > 1 else 0
+        temporary = gathered + streams + max(2 * inner, 3 * query + scores + scores // 2)
     outputs = step.states * bins * step.wanted * config.width * item // model
     root = 2 * config.layers * step.root * config.kv_heads * config.head_width * item // model
     arguments = parameter_bytes(config, mesh, dtype) + root

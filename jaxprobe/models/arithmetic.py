@@ -20,30 +20,30 @@ class Arithmetic(NamedTuple):
     pack: Callable[[Array], Array]  # all blocks' weights, before they are scanned
     unpack: Callable[[Array], Array]  # one block's, within the scan
     attention_parts: int  # in which a bin's slots attend, later keys being left out of earlier parts
+    root_apart: bool  # whether attention scores the shared root once for all bins
 
 
 def choose_arithmetic(mesh: Mesh, dtype: jnp.dtype) -> Arithmetic:
-    """The arithmetic of a forward with weights of ``dtype`` on ``mesh``.
-
-    On accelerators products between weights give the weights' dtype: a float32 gate and up of a 7B model would be
-    1.4 GB written and read a block. The residual stream is float32 everywhere.
-    """
+    """The arithmetic of a forward with weights of ``dtype`` on ``mesh``. The residual stream is float32 everywhere."""
     if mesh.devices.flat[0].platform != "cpu":
         return accelerator_arithmetic(dtype)
     if dtype != jnp.float32:
         # XLA widens the bfloat16 of all blocks, which lie in one array, before the first; bits it only copies.
         pack = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
         unpack = lambda x: jax.lax.bitcast_convert_type(x, dtype)
-        return Arithmetic(_widened, _widened, _widened, pack, unpack, attention_parts=2)
+        return Arithmetic(_widened, _widened, _widened, pack, unpack, attention_parts=2, root_apart=False)
     whole = mesh.shape["model"] == mesh.shape["fsdp"] == 1
     add = project_blockwise if whole else _product
-    return Arithmetic(_product, _product, add, _same, _same, attention_parts=2)
+    return Arithmetic(_product, _product, add, _same, _same, attention_parts=2, root_apart=False)
 
 
 def accelerator_arithmetic(dtype: jnp.dtype) -> Arithmetic:
-    """What GPUs and TPUs run; a CPU can, for comparison."""
+    """What GPUs and TPUs run; a CPU can, for comparison.
+
+    Products between weights give the weights' dtype: float32 gate and up of a 7B model would be 1.4 GB a block.
+    """
     to_weights = functools.partial(_product, result=dtype)
-    return Arithmetic(_product, to_weights, _product, _same, _same, attention_parts=1)
+    return Arithmetic(_product, to_weights, _product, _same, _same, attention_parts=1, root_apart=True)
 
 
 def _same(x: Array) -> Array:

@@ -82,32 +82,65 @@ def attend(
     sees a later one, so there the earlier half of the slots leaves the later half's keys out, a quarter of the
     products (quarters instead of halves were not faster).
 
+    Where the arithmetic says so the root is scored apart, in one product for the slots of all bins, and the two are
+    merged by the sums of their exponentials: no bin has a copy of the root's keys then. Exact.
+    Source: Juravsky et al. (2024), "Hydragen: High-Throughput LLM Inference with Shared Prefixes", section 3.2.
+
     Args:
       divisor: of the scores.
       cap: of the scores: c tanh(score / c); None for none.
-      arithmetic: how products are taken, and in how many parts the slots attend.
+      arithmetic: how products are taken, in how many parts the slots attend, and whether the root is scored apart.
     """
     (bins, slots), root = query.shape[:2], len(root_visible)
     by_head = lambda x: jnp.swapaxes(x, 1, 2)
-    before = lambda root: jnp.broadcast_to(jnp.swapaxes(root, 0, 1)[None], (bins, *jnp.swapaxes(root, 0, 1).shape))
-    keys = jnp.concatenate([before(root_key), by_head(key)], axis=2)
-    values = jnp.concatenate([before(root_value), by_head(value)], axis=2)
-    visible = jnp.concatenate([jnp.broadcast_to(root_visible[None, None], (bins, slots, root)), visible], axis=2)
+    keys, values, shared = by_head(key), by_head(value), None
     query = jnp.moveaxis(query, 1, 3) / divisor
+    every = lambda root: jnp.broadcast_to(root_visible[None, None], (bins, slots, root))
+    soft = lambda *of, letters: _exponentials(*of, letters, cap, arithmetic)
+    if arithmetic.root_apart and root:
+        shared = soft(query, jnp.swapaxes(root_key, 0, 1), jnp.swapaxes(root_value, 0, 1), every(root), letters="KSH")
+        root = 0
+    else:
+        before = lambda root: jnp.broadcast_to(jnp.swapaxes(root, 0, 1)[None], (bins, *jnp.swapaxes(root, 0, 1).shape))
+        keys = jnp.concatenate([before(root_key), keys], axis=2)
+        values = jnp.concatenate([before(root_value), values], axis=2)
+        visible = jnp.concatenate([every(root), visible], axis=2)
 
     def mix(first: int, stop: int) -> Float[Array, "B K G part H"]:
         """For slots from ``first``: they see the root, and slots before ``stop``."""
         seen = root + stop
-        scores = arithmetic.product("BKGTH,BKSH->BKGTS", query[..., first:stop, :], keys[:, :, :seen])
-        if cap is not None:
-            scores = cap * jnp.tanh(scores / cap)
-        scores = jnp.where(visible[:, None, None, first:stop, :seen], scores, -jnp.inf)
-        # A slot sees itself, so the maximum is finite.
-        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        part = query[..., first:stop, :], keys[:, :, :seen], values[:, :, :seen], visible[:, first:stop, :seen]
+        mixed, total, most = soft(*part, letters="BKSH")
+        if shared is not None:
+            # Exponentials were taken of the scores less their largest; here it is that of both.
+            of_root, total_of_root, most_of_root = (leaf[..., first:stop, :] for leaf in shared)
+            largest = jnp.maximum(most, most_of_root)
+            own, other = jnp.exp(most - largest), jnp.exp(most_of_root - largest)
+            mixed, total = mixed * own + of_root * other, total * own + total_of_root * other
         # Dividing after the product divides H numbers a slot instead of R + S.
-        mixed = arithmetic.product("BKGTS,BKSH->BKGTH", weights, values[:, :, :seen])
-        return mixed / weights.sum(-1, keepdims=True)
+        return mixed / total
 
     edges = [-(-slots * part // arithmetic.attention_parts) for part in range(arithmetic.attention_parts + 1)]
     mixed = [mix(first, stop) for first, stop in itertools.pairwise(edges)]
     return jnp.moveaxis(jnp.concatenate(mixed, axis=3), 3, 1)
+
+
+def _exponentials(
+    query: Float[Array, "B K G T H"],
+    key: Float[Array, "*B K S H"],
+    value: Float[Array, "*B K S H"],
+    visible: Bool[Array, "B T S"],
+    letters: str,
+    cap: float | None,
+    arithmetic: Arithmetic,
+) -> tuple[Float[Array, "B K G T H"], Float[Array, "B K G T 1"], Float[Array, "B K G T 1"]]:
+    """(values weighed by exp(score - largest), the sum of the weights, the largest score); ``letters`` of the keys."""
+    scores = arithmetic.product(f"BKGTH,{letters}->BKGTS", query, key)
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    largest = scores.max(-1, keepdims=True)
+    if letters == "KSH":  # a slot sees itself, but of a root it may see nothing
+        largest = jnp.maximum(largest, jnp.finfo(scores.dtype).min)
+    weights = jnp.exp(scores - largest)
+    return arithmetic.product(f"BKGTS,{letters}->BKGTH", weights, value), weights.sum(-1, keepdims=True), largest

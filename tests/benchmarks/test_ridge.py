@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import ridge, tables
@@ -45,3 +46,18 @@ def test_its_table_follows_from_its_file(result):
     assert lines[0] == "| choosing and fitting | 2 × 300 × 16 | 1 × 200 × 24 | 1 × 30 × 40 |"
     assert len([line for line in lines if line.startswith("| ")]) == 6  # himalaya and others did not run
     assert "the same penalty" not in lines[-1] and "for 100% of the states" in lines[-1]
+
+
+def test_scikit_learn_on_tensors_chooses_the_same_penalties(tmp_path):
+    """The engine for GPUs, whose tensors are on this machine's CPU where there is none."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 300, 16)).astype(np.float32)
+    y = x[0, :, :2] + rng.normal(size=(300, 2))
+    folder = tmp_path / "problem"
+    ridge.write_problem(folder, x, (y - y.mean(0)) / y.std(0))
+    answers = {}
+    for name in ("scikit-learn array API", "scikit-learn"):
+        engine = ridge.Engine(name, folder)
+        answers[name] = engine.fit()["alpha"]
+        engine.close()
+    assert answers["scikit-learn array API"] == pytest.approx(answers["scikit-learn"], rel=1e-6)

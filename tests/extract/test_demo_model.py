@@ -11,6 +11,7 @@ import transformers
 from jaxprobe.data.table import EntityTable
 from jaxprobe.extract.extraction import extract_states
 from jaxprobe.mesh import make_mesh
+from jaxprobe.models.arithmetic import accelerator_arithmetic
 from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import load_model
 from tests.tiny_llama import row_errors
@@ -71,3 +72,23 @@ def test_a_part_of_the_layers_is_the_same_part_of_the_states(model, names):
     assert list(part) == ["embed", "1", "4"]
     for state in part:
         np.testing.assert_allclose(part[state], whole[state], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_bfloat16_as_accelerators_compute_it_is_no_worse_than_hugging_faces(model, truth, names, monkeypatch):
+    """Both against the float32 model: ours with the products that give bfloat16, run on this machine."""
+    some = names[::4]
+    sequences = [[1, *model.files.tokenizer(f"Where in the world is {name}").input_ids] for name in some]
+    exact = states_of(truth, sequences)
+    theirs = copy.deepcopy(truth).to(torch.bfloat16)
+    theirs.model.rotary_emb = copy.deepcopy(truth.model.rotary_emb)  # its frequencies are float32 in any dtype
+    alike = row_errors(states_of(theirs, sequences), exact)
+    monkeypatch.setattr(
+        "jaxprobe.models.transformer.choose_arithmetic", lambda mesh, dtype: accelerator_arithmetic(dtype)
+    )
+    narrow = load_model("demo", dtype="bfloat16", mesh=model.mesh)
+    found = extract_states(narrow, table_of(some), "Where in the world is {}", final_norm=True)
+    mine = row_errors({name: np.asarray(rows, np.float32) for name, rows in found.items()}, exact)
+    for state in exact:
+        assert np.median(mine[state]) <= np.median(alike[state]), state
+        assert mine[state].max() <= alike[state].max(), state

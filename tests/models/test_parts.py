@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprobe.mesh import make_mesh
-from jaxprobe.models.arithmetic import choose_arithmetic
+from jaxprobe.models.arithmetic import accelerator_arithmetic, choose_arithmetic
 from jaxprobe.models.parts import attend
 
 # A sum of N float32 products is off by less than N times this of the sum of their sizes.
@@ -27,10 +27,11 @@ def test_products_are_exact_and_summed_in_float32(dtype):
         assert (np.abs(found - rounded @ exact) <= 48 * ROUNDING * sizes).all()
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("slots", [1, 2, 7])  # one, an even and an odd number
-def test_a_slot_attends_to_the_root_and_its_ancestors(slots, cap, parts):
+def test_a_slot_attends_to_the_root_and_its_ancestors(slots, cap, parts, apart):
     """Slot t's parent is drawn from the slots before it; T need not divide in halves."""
     generator = np.random.default_rng(slots)
     bins, root, heads, group, width = 2, 3, 2, 2, 8
@@ -43,7 +44,8 @@ def test_a_slot_attends_to_the_root_and_its_ancestors(slots, cap, parts):
             one[slot, slot] = True
             if slot:
                 one[slot] |= one[generator.integers(slot)]
-    arithmetic = choose_arithmetic(make_mesh({"data": 1}), jnp.dtype("float32"))._replace(attention_parts=parts)
+    arithmetic = choose_arithmetic(make_mesh({"data": 1}), jnp.dtype("float32"))
+    arithmetic = arithmetic._replace(attention_parts=parts, root_apart=apart)
     seen = jnp.asarray(visible), root_key, root_value, jnp.asarray(root_visible)
     found = attend(query, key, value, *seen, divisor=jnp.float32(3.0), cap=cap, arithmetic=arithmetic)
     for b, t, k, g in np.ndindex(bins, slots, heads, group):
@@ -52,3 +54,14 @@ def test_a_slot_attends_to_the_root_and_its_ancestors(slots, cap, parts):
         scores = keys @ np.asarray(query[b, t, k, g], np.float64) / 3.0
         weights = np.exp(scores if cap is None else cap * np.tanh(scores / cap))
         np.testing.assert_allclose(found[b, t, k, g], weights @ values / weights.sum(), rtol=0, atol=1e-6)
+
+
+def test_a_root_of_which_nothing_is_seen_adds_nothing():
+    generator = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)
+    slots = normal(2, 4, 2, 2, 8), normal(2, 4, 2, 8), normal(2, 4, 2, 8), jnp.tril(jnp.ones((2, 4, 4), bool))
+    options = dict(divisor=jnp.float32(1.0), cap=None, arithmetic=accelerator_arithmetic(jnp.dtype("float32")))
+    root = normal(3, 2, 8)
+    nothing = attend(*slots, root, root, jnp.zeros(3, bool), **options)
+    without = attend(*slots, root[:0], root[:0], jnp.zeros(0, bool), **options)
+    np.testing.assert_array_equal(nothing, without)

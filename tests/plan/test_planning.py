@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from jaxprobe.cli.main import main
-from jaxprobe.cost.counts import count_step, count_sums
+from jaxprobe.cost.chips import parse_topology
+from jaxprobe.cost.counts import Step, count_step, count_sums
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
-from jaxprobe.mesh import mesh_text
+from jaxprobe.mesh import make_mesh, mesh_text
 from jaxprobe.models.published import find_published
 from jaxprobe.plan import planning, topologies, words
 from jaxprobe.plan.hlo import KINDS
 from jaxprobe.plan.planning import READINGS
+from jaxprobe.plan.programs import forward_program
 from jaxprobe.runs.fit import FOLDS, fit_probes
 from jaxprobe.settings import RunSettings
 
@@ -162,12 +164,26 @@ def test_gpus_compile_and_fit(cuda, monkeypatch, model, topology, mesh):
     assert made.forward.operations == counted.operations
     assert made.forward.arguments == pytest.approx(counted.arguments, rel=1e-3)
     assert made.forward.outputs == pytest.approx(counted.outputs, rel=1e-3)
+    assert 0.5 * counted.temporary <= made.forward.temporary <= 1.1 * counted.temporary, counted
     found, expected = in_loop(made.forward.collectives, config), in_loop(counted.collectives, config)
     assert found == pytest.approx(expected, rel=0.01)
     once = sum(one.sent for one in made.forward.collectives if one.times < config.layers)
     assert once <= 0.02 * sum(one.sent for one in made.forward.collectives)
     sums = count_sums(config.layers + 1, ROWS, FOLDS, config.width, 2, made.machine.count, "bfloat16")
     assert made.moments.outputs == sums.outputs
+
+
+@pytest.mark.cuda
+def test_a_step_on_an_h100_takes_little_beside_weights_and_states(cuda):
+    """Llama-2-7B, 128 bins of 128 slots: products between weights in bfloat16, rows as they are stored."""
+    _, config = find_published("llama-2-7b")
+    states = ("embed", *map(str, range(config.layers)))
+    mesh = make_mesh({"data": 1}, topologies.gpu_devices(parse_topology("h100:1")))
+    program = lambda root: forward_program(config, states, Step(128, 128, root, 72, 33), mesh, "bfloat16")
+    short, long = program(16), program(512)
+    assert short.temporary <= 1.6e9
+    # A chat template's keys are there once, not for each bin (which took 3.5 GB), and its scores in float32.
+    assert long.temporary <= short.temporary + 1.2 * 4 * 128 * 128 * 32 * 512 <= 3e9
 
 
 @pytest.mark.libtpu
