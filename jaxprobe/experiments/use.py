@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class Options:
     entities: int = 200
     """At most so many test rows that the model answers rightly."""
     every: int = 3
-    """Of the layers every so many-th is edited, and the embedding."""
+    """Of the stored layers every so many-th is edited, and the embedding."""
     draws: int = 100
     """Control draws of each kind at each layer."""
 
@@ -119,11 +119,12 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
     names, right = question.answers(table)
     model = _load(run)
     last = model.config.layers - 1
-    layers = [-1, *range(0, last, options.every)]
     site = lambda layer: str(Site("embed") if layer < 0 else Site("block", layer))
-    layers = [layer for layer in layers if site(layer) in states]
-    if len([layer for layer in layers if layer >= 0]) < 1:
+    # After the last block nothing is left that could read an edit.
+    stored = sorted(at.layer for at in map(Site.parse, states) if at.kind == "block" and at.layer < last)
+    if not stored:
         raise InputError(f"{run.path} keeps no state that can be edited. Run it without --layers.")
+    layers = [-1, *stored[:: options.every]] if "embed" in states else stored[:: options.every]
     columns = columns_of(run) | {"dataset": run.dataset, "question": question.name}
     frame = _Frame(columns)
     asked = _compete(model, run, question, names, right, options, frame, reporter)
@@ -177,7 +178,8 @@ def _load(run: Run) -> LanguageModel:
 
 def _key(run: Run, question: Question, options: Options) -> str:
     """Of what is kept between two starts."""
-    body = [run.config.get("fingerprint"), asdict(question), asdict(options)]
+    chosen = {field.name: getattr(options, field.name) for field in fields(Options)}  # a command has more fields
+    body = [run.config.get("fingerprint"), asdict(question), chosen]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -1,17 +1,22 @@
 """What the model says under edits, against PyTorch forward hooks on transformers in float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from jaxprobe.errors import InputError
-from jaxprobe.extract.continuations import choices, read_continuations
+from jaxprobe.extract.continuations import Continuations, choices, read_continuations
 from jaxprobe.extract.extraction import extract_states
 from jaxprobe.mesh import make_mesh, parse_mesh
-from jaxprobe.models.load import load_model
+from jaxprobe.models.files.open import open_checkpoint
+from jaxprobe.models.files.source import find_model
+from jaxprobe.models.load import ModelFiles, fit_mesh, load_model, read_weights
 from jaxprobe.probes.erase import Edit, apply_edit
 from tests.tiny_llama import save_model
+from tests.tiny_models import Variant, float64_throughout, read_back, save
 
 TEXTS = ["New York", "New York City", "Paris", "Oslo", "St. John's", "Ulaanbaatar", "A", "Paris"]
 SAID = [" France", " United States", " United Kingdom", " Mongolia", " Norway"]
@@ -211,3 +216,57 @@ def test_sites_inside_a_block(folder, truth):
             assert np.linalg.norm(found[site][entity] - expected) < 1e-5 * np.linalg.norm(expected)
     for handle in handles:
         handle.remove()
+
+
+FAMILIES = [
+    Variant("gpt_neox", "parallel", {"rotary_pct": 0.5}),
+    Variant("gemma2", "caps", {"num_key_value_heads": 4, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    Variant("gpt2", "positions", {}),
+    Variant("qwen2", "biases", {"num_key_value_heads": 4}),
+]
+
+
+@pytest.mark.parametrize("variant", FAMILIES, ids=lambda variant: variant.id)
+def test_other_families(tmp_path, variant):
+    """Tokens, not texts: one and several tokens after the edited one, at one slot and at all of them."""
+    save(variant, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    config = dataclasses.replace(checkpoint.config(), head=True)
+    mesh = make_mesh({"data": 1})
+    files = fit_mesh(ModelFiles(find_model(str(tmp_path)), checkpoint, config, None, True), mesh)
+    tree = choices(["a", "b", "c"], [[7], [8, 9], [8, 10, 11]], between=False)
+    prefixes, after = [[1, 5, 9], [1, 5, 9, 4], [1, 6]], [[20], [20], [21]]
+    read = Continuations(read_weights(files, mesh, "float32"), prefixes, after, tree, [1])
+    rng = np.random.default_rng(0)
+    rows = read.states(1) + 0.5 * rng.standard_normal((3, 32)).astype(np.float32)
+    edit = rng.standard_normal((32, 1)) / 32, rng.standard_normal((32, 1)), np.zeros(32), np.ones(1)
+    found = {
+        "clean": read.clean().log_probabilities(tree)[:, 0],
+        "rows": read.edited(1, rows[:, None]).log_probabilities(tree)[:, 0],
+        "all": read.edited_on_the_way({1: edit}, where="all").log_probabilities(tree)[:, 0],
+    }
+    model = read_back(tmp_path).double()
+    blocks = model.base_model.h if hasattr(model.base_model, "h") else model.base_model.layers
+
+    def says(kind, entity, said):
+        at = len(prefixes[entity]) - 1
+
+        def hook(module, inputs, output):
+            x = (output[0] if isinstance(output, tuple) else output).clone()
+            if kind == "rows":
+                x[0, at] = torch.tensor(rows[entity], dtype=torch.float64)
+            elif kind == "all":
+                x[0] = torch.tensor(apply_edit(Edit(*edit), x[0].numpy()))
+            return (x, *output[1:]) if isinstance(output, tuple) else x
+
+        handle = blocks[1].register_forward_hook(hook)
+        ids = [*prefixes[entity], *after[entity], *said]
+        with torch.no_grad(), float64_throughout():
+            logits = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+        handle.remove()
+        return sum(float(logits[at + 1 + i, token]) for i, token in enumerate(said))
+
+    for kind, values in found.items():
+        expected = [[says(kind, entity, said) for said in tree.tokens] for entity in range(3)]
+        assert np.abs(values - expected).max() < NAT, kind
+    assert np.abs(found["rows"] - found["clean"]).max() > 0.01 < np.abs(found["all"] - found["clean"]).max()
