@@ -223,9 +223,6 @@ def parse_settings(document: Any, path: AnyPath) -> RunSettings:
     return RunSettings(**values)
 
 
-read_config = read_settings
-
-
 def _is_of(value: Any, hint: Any) -> bool:
     """Whether a JSON value is of a setting's type."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)

@@ -25,7 +25,7 @@ from jaxprobe.extract.store.reader import open_activations
 from jaxprobe.extract.store.writer import ActivationStore, open_together
 from jaxprobe.extract.sums import MomentStream
 from jaxprobe.extract.trie import SLOTS, Plan, batch_shapes, plan_bins, with_one_width
-from jaxprobe.host.progress import Progress, default_progress
+from jaxprobe.host.progress import Progress, default_reporter
 from jaxprobe.models.files.digest import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
 from jaxprobe.sites import choose_sites
@@ -175,7 +175,7 @@ def stream_states(
     shards: Sequence[int] | None = None,
 ) -> Iterator[ShardStates]:
     """Computes shards (default: all) and hands out this process's; nothing is kept. ``task`` is for the progress."""
-    plan, progress = extraction.plan, progress or default_progress()
+    plan, progress = extraction.plan, progress or default_reporter()
     shards = range(len(plan.shards)) if shards is None else shards
     count = len(batch_shapes(plan))
     with progress.task("compile", count, "program" if count == 1 else "programs") as advance:

@@ -156,9 +156,6 @@ def default_reporter() -> Reporter:
     return NotebookReporter() if hasattr(shell, "kernel") else Reporter()
 
 
-default_progress, console_progress = default_reporter, console_reporter
-
-
 def in_words(seconds: float) -> str:
     """A duration to a person's precision: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:

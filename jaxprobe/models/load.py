@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from jaxprobe.errors import InputError
-from jaxprobe.host.progress import Progress, default_progress
+from jaxprobe.host.progress import Progress, default_reporter
 from jaxprobe.html import html_table
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.config import ModelConfig
@@ -124,7 +124,7 @@ def fit_mesh(files: ModelFiles, mesh: Mesh, replicate_kv: bool = False) -> Model
 
 def read_weights(files: ModelFiles, mesh: Mesh, dtype: str, progress: Progress | None = None) -> LanguageModel:
     """Reads the weights of files from `fit_mesh` onto the mesh."""
-    with (progress or default_progress()).task("load", tensor_count(files.config), "tensors") as advance:
+    with (progress or default_reporter()).task("load", tensor_count(files.config), "tensors") as advance:
         weights = load_weights(files.checkpoint, files.config, mesh, DTYPES[dtype], advance)
     return LanguageModel(files, weights, mesh, dtype)
 
