@@ -287,6 +287,55 @@ def plan_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *notes])
 
 
+def worlds_table(result: dict[str, Any]) -> str:
+    """One row for each world model, then what else tells the next city, then the pushes, and the machine."""
+    lines = [
+        "| model, seed | steps (seconds of a core) | map: R² before training | at its best step | at the end "
+        "| deviation of a code at the end | moves never trained on: right city | moves trained on "
+        "| displacement to the target, never named: best R² |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in result["models"].items():
+        last, cost = found["last"], result["training"][name]
+        moved = [values[0] for what, values in last.items() if what.endswith("r2_moved") and "control" not in what]
+        seconds = "" if cost["cpu_seconds"] is None else f" ({cost['cpu_seconds']:.0f})"
+        cells = (
+            name,
+            f"{cost['steps']:,}{seconds}",
+            f"{found['r2_by_step']['0']:.2f}",
+            f"{found['r2_at_peak']:.3f} (step {found['peak_step']:,})",
+            with_interval(last["city, best, r2"]),
+            f"{last['codes, embed, deviation'][0]:.2g}",
+            f"{last['next_city, held, exact'][0]:.1%}",
+            f"{last['next_city, seen, exact'][0]:.1%}",
+            f"{max(moved):.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    controls = next(iter(result["models"].values()))["last"]
+    told = lambda control, metric="exact", question="next_city": controls[f"{question}, control: {control}, {metric}"][
+        0
+    ]
+    lines += [
+        "",
+        f"Without a model, of the moves never trained on: the same action from neighbours in the graph of moves "
+        f"{told('same action from neighbours'):.1%}, the same distance in the nearest heading "
+        f"{told('same distance, nearest heading'):.1%}, chance {told('chance'):.1%}. The displacement from the "
+        f"departure's position and the action, added up: R² {told('position + action', 'r2_moved', 'target'):.2f}.",
+        "",
+        "| pushed by 500 km, moves never trained on | along the surface: moved (cosine) "
+        "| along the probe, by covariance | along the probe, minimum norm | another row's | random |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    hows = ("surface", "probe, covariance", "probe, minimum norm", "another row's", "random")
+    pushes = result["shifts"]
+    for key in dict.fromkeys(what.split(f", {hows[0]}")[0] for what in pushes if f", {hows[0]}" in what):
+        cells = [pushes[f"{key}, {how}, 500.0"] for how in hows]
+        shown = " | ".join(f"{cell['slope'][0]:.2f} ({cell['cosine'][0]:.2f})" for cell in cells)
+        lines.append(f"| {key} | {shown} |")
+    machine = result["machine"]
+    return "\n".join([*lines, "", f"{machine['cores']} cores, {machine['processor']}. {result['note']}"])
+
+
 # The start of a result file's name -> what writes its table. Files of other benchmarks add their own.
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "extraction": extraction_table,
@@ -295,6 +344,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "plan": plan_table,
     "ridge": ridge_table,
     "store": store_table,
+    "worlds": worlds_table,
 }
 OTHERS: dict[str, Callable[[Path], str]] = {"speed": speed_table, "experiments": experiments_table}
 
