@@ -20,6 +20,7 @@ from jaxprobe.report.control_section import control_table
 from jaxprobe.report.figures import write_figures
 from jaxprobe.report.payload import encode_runs
 from jaxprobe.report.phrases import page_title
+from jaxprobe.report.use_section import use_section
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.results.results import Run
 
@@ -125,7 +126,8 @@ def _hashes(*elements: str) -> str:
 
 def _controls(results: Run) -> str:
     table = control_table(results)
-    return f"<section><h2>Beside its controls</h2>{table}</section>" if table else ""
+    beside = f"<section><h2>Beside its controls</h2>{table}</section>" if table else ""
+    return beside + use_section(results)
 
 
 def _asset(name: str) -> str:
