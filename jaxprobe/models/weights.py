@@ -52,17 +52,14 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, layers: int) -> N
         beyond = layer is not None and layers <= int(layer[1]) < config.layers
         if not beyond and not not_read.fullmatch(name):
             problems.append(
-                f"Tensor {name} is not part of a {_called(config)}: ignoring it might give other hidden states."
+                f"Tensor {name} is not part of a model of the family {config.family}: ignoring it might give other "
+                "hidden states."
             )
     if problems:
         shown = problems[:10]
         if len(problems) > len(shown):
             shown.append(f"... and {len(problems) - len(shown)} more tensors.")
         raise InputError(*shown)
-
-
-def _called(config: ModelConfig) -> str:
-    return f"model of the family {config.family}"
 
 
 def find_tensors(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:

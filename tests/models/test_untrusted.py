@@ -19,19 +19,8 @@ from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.safetensors import folder_config
 from jaxprobe.models.files.source import find_model
 from jaxprobe.models.load import open_model
+from tests.models.test_config import BASE
 from tests.tiny_llama import save_llama
-
-BASE = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-}
 
 CONFIGS = [
     ("null", "config.json holds None; a dictionary"),

@@ -143,6 +143,21 @@ def turned(tensors: dict[str, Tensor], order: tuple[int, ...]) -> dict[str, Tens
     return tensors | {name: tensors[name]._replace(head_order=order) for name in names if order and name in tensors}
 
 
+def pre_norm(config: ModelConfig, spread: Mapping[str, float] | None = None) -> dict[str, Parameter]:
+    """Every parameter of a model whose blocks are a norm and attention, then a norm and an MLP.
+
+    Args:
+      spread: product -> of its matrix before training, times the config's.
+    """
+    return (
+        around_blocks(config)
+        | norm("attention_norm", config)
+        | attention(config, spread)
+        | norm("mlp_norm", config)
+        | mlp(config, spread)
+    )
+
+
 def only_existing(tensors: dict[str, Tensor], parameters: Mapping[str, Parameter]) -> dict[str, Tensor]:
     """Of a table with every tensor that a family may have those whose parameters this model has."""
     return {name: tensors[name] for name in parameters}
@@ -168,7 +183,6 @@ WITHOUT_EFFECT = frozenset({
     "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "prefix", "generation_config",
     "chunk_size_feed_forward", "use_bfloat16", "tf_legacy_loss", "decoder_start_token_id", "initializer_factor",
-    "gradient_checkpointing_kwargs", "head_dim_note", "model_max_length", "rope_init",
 })  # fmt: skip
 
 

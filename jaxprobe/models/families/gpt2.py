@@ -60,13 +60,7 @@ def read_config(fields: Fields) -> ModelConfig:
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Every parameter of the model; what is added to the stream starts smaller, by the number of such sums."""
     smaller = (2 * len(config.score_divisors)) ** -0.5
-    return (
-        shared.around_blocks(config)
-        | shared.norm("attention_norm", config)
-        | shared.attention(config, {"output": smaller})
-        | shared.norm("mlp_norm", config)
-        | shared.mlp(config, {"down": smaller})
-    )
+    return shared.pre_norm(config, {"output": smaller, "down": smaller})
 
 
 _BLOCK = {

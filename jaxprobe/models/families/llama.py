@@ -76,13 +76,7 @@ def _window(family: str, fields: Fields, layers: int) -> int | None:
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Every parameter of the model."""
-    return (
-        shared.around_blocks(config)
-        | shared.norm("attention_norm", config)
-        | shared.attention(config)
-        | shared.norm("mlp_norm", config)
-        | shared.mlp(config)
-    )
+    return shared.pre_norm(config)
 
 
 # parameter -> (name of its product or norm, dimensions)

@@ -57,13 +57,7 @@ def read_config(fields: Fields) -> ModelConfig:
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Every parameter of the model."""
-    return (
-        shared.around_blocks(config)
-        | shared.norm("attention_norm", config)
-        | shared.attention(config)
-        | shared.norm("mlp_norm", config)
-        | shared.mlp(config)
-    )
+    return shared.pre_norm(config)
 
 
 _BLOCK = {

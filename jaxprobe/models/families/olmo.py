@@ -9,6 +9,7 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
+from jaxprobe.models.families import llama
 from jaxprobe.models.families.family import Parameter, Tensor
 from jaxprobe.models.families.fields import Fields
 from jaxprobe.models.rope import read_rotary
@@ -66,17 +67,10 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     )
 
 
-_BLOCK = {
-    "query": ("self_attn.q_proj", ("KGH", "D")),
-    "key": ("self_attn.k_proj", ("KH", "D")),
-    "value": ("self_attn.v_proj", ("KH", "D")),
+_BLOCK = llama.BLOCK | {
     "query_norm": ("self_attn.q_norm", ("KGH",)),
     "key_norm": ("self_attn.k_norm", ("KH",)),
-    "output": ("self_attn.o_proj", ("D", "KGH")),
     "attention_out_norm": ("post_attention_layernorm", ("D",)),
-    "gate": ("mlp.gate_proj", ("F", "D")),
-    "up": ("mlp.up_proj", ("F", "D")),
-    "down": ("mlp.down_proj", ("D", "F")),
     "mlp_out_norm": ("post_feedforward_layernorm", ("D",)),
 }
 

@@ -8,9 +8,8 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
-from jaxprobe.models.families.family import Tensor
+from jaxprobe.models.families.family import Parameter, Tensor
 from jaxprobe.models.families.fields import MOST, Fields
-from jaxprobe.models.families.llama import parameters as llama_parameters
 from jaxprobe.models.rope import head_order, read_rotary
 
 MODEL_TYPES = ("phi3",)
@@ -53,7 +52,10 @@ def read_config(fields: Fields) -> ModelConfig:
     )
 
 
-parameters = llama_parameters
+def parameters(config: ModelConfig) -> dict[str, Parameter]:
+    """Every parameter of the model."""
+    return shared.pre_norm(config)
+
 
 _BLOCK = {
     "attention_norm": ("input_layernorm", ("D",)),
