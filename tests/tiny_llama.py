@@ -42,11 +42,13 @@ def llama_config(
     })  # fmt: skip
 
 
-def save_llama(folder, *, heads=8, kv_heads=4, tied=False, rope=None, vocabulary=96, dtype=torch.float32, **save):
+def save_llama(
+    folder, *, heads=8, kv_heads=4, tied=False, rope=None, vocabulary=96, dtype=torch.float32, sizes=None, **save
+):
     """Writes a random model's folder and returns the model as it reads back from there, in float32."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        **SIZES,
+        **SIZES | (sizes or {}),
         vocab_size=vocabulary,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,

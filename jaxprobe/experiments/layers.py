@@ -32,7 +32,8 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.Dat
     Returns:
       A tidy table. The rows of each run's scores have ``compared_with`` "" and ``resampled`` "rows"; the others are
       those of `compare_states`, and of `compare_headlines` where an earlier run has the same test rows. ``depth`` is 0
-      at the embedding and 1 after the last block, ``parameters`` the model's size (NaN where the run does not say),
+      at the embedding and 1 after the last block, ``parameters`` the model's size without its head (NaN where the run
+      does not say),
       ``headline`` whether the layer is the one that the run chose on its training rows.
 
     Raises:

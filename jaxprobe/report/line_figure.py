@@ -50,7 +50,7 @@ def draw_depths(frame: pd.DataFrame, fixed: Sequence[str]) -> Figure:
             for column, dataset in enumerate(datasets):
                 axes = shared = figure.add_subplot(grid[-1, column], sharey=shared)
                 _draw_sizes(axes, chosen[chosen["dataset"] == dataset], styles)
-                _name(axes, "R² of the layer chosen" * (column == 0), "Parameters", "")
+                _name(axes, "R² of the layer chosen" * (column == 0), "Parameters without the head", "")
             shared.set_ylim(*_limits(chosen))
         handles = [
             Line2D([], [], label=legend_label(label, 90), linewidth=2, **style) for label, style in styles.items()

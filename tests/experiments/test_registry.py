@@ -119,6 +119,7 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
         ("entity-types", (world, art), "train_on"),
         ("dateline", (world,), "target_form"),
         ("controls", (art,), "control"),
+        ("nonlinear", (art,), "probe"),
     ):
         cli.main(["experiment", name, *paths])
         assert column in capsys.readouterr().out
@@ -133,6 +134,35 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
     assert {"layers", "prompts", "entity_types-1", "entity_types-2", "dateline"} <= {
         p.stem for p in folder.glob("*.png")
     }
+
+
+def test_sizes_of_a_suite_are_one_command_with_a_picture(tables, tmp_path, capsys):
+    """Three random models, the deepest in the middle: R2 by relative depth, and by the number of parameters."""
+    paths, counts = [], []
+    for name, width, blocks_of in (("suite-large", 64, 2), ("suite-small", 16, 2), ("suite-middle", 32, 4)):
+        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": blocks_of}
+        hugging_face = save_model(tmp_path / name, NAMES, heads=4, kv_heads=2, sizes=sizes)
+        head = hugging_face.lm_head.weight.numel()  # which no state needs
+        counts.append(sum(parameter.numel() for parameter in hugging_face.parameters()) - head)
+        options = dict(data_dir=tables, mesh="data=1", store=False)  # states are not needed
+        paths.append(run(RunConfig(str(tmp_path / name), "world_place", tmp_path / f"run-{name}", **options)).path)
+    cli.main(["experiment", "layers", *map(str, paths)])
+    assert "parameters" in capsys.readouterr().out
+    frame = pd.read_parquet(paths[0] / "experiments" / "layers.parquet")
+    sizes = frame.drop_duplicates("run").set_index("model")["parameters"]
+    assert sizes.to_dict() == dict(zip(("suite-large", "suite-small", "suite-middle"), counts, strict=True))
+    assert sorted(set(frame.loc[frame["model"] == "suite-middle", "depth"])) == [0, 0.25, 0.5, 0.75, 1]
+    (figure,) = layers.figures(frame)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["suite-small", "suite-middle", "suite-large"]
+    dots = sorted(
+        (line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[-1].lines if line.get_marker() == "o"
+    )
+    chosen = frame[
+        frame["headline"] & (frame["metric"] == "r2") & (frame["target"] == "mean") & (frame["split"] == "test")
+    ]
+    chosen = chosen[(chosen["compared_with"] == "") & (chosen["resampled"] == "rows")].sort_values("parameters")
+    np.testing.assert_allclose(dots, chosen[["parameters", "value"]].to_numpy())
+    assert (paths[0] / "experiments" / "layers.png").is_file()
 
 
 def test_depth_is_of_the_whole_model_whatever_was_read(model, tables, tmp_path):
