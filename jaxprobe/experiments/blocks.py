@@ -46,7 +46,7 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.Dat
       InputError: a run without states, or without a group or a map to hold out; and as these functions.
     """
     frames = []
-    for each in each_run(runs, "hold out", reporter):
+    for each in list(each_run(runs, "open", reporter)):  # each hold-out shows its own task
         at = each.activations, each.table, options.state or each.headline_layer
         columns = options.group or usable_groups(each.table)
         if options.held and not options.group:

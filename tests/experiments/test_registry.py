@@ -1,5 +1,6 @@
 """Experiments, predictions and the paper's tables on whole runs of a tiny model, as a user calls them."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
@@ -15,7 +17,7 @@ from jaxprobe.cli import main as cli
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import base, blocks, controls, dateline, entity_types, layers, prompts, registry
 from jaxprobe.extract.store.reader import open_activations
-from jaxprobe.host.progress import Reporter
+from jaxprobe.host.progress import Reporter, TerminalReporter
 from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.paper import PUBLISHED, load, plan_runs, run_all, run_paper
@@ -94,6 +96,14 @@ def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
     np.testing.assert_allclose(csv["value"], expected["value"])
     printed = capsys.readouterr()
     assert "held_out" in printed.out and "without each country: 4 groups in " in printed.err
+
+
+@pytest.mark.parametrize("name", ["blocks", "entity_types", "controls", "dateline", "layers"])
+def test_a_terminal_shows_one_task_at_a_time(name, runs):
+    """Two bars at once are an error of rich's."""
+    experiment = registry.load(name)
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    assert len(experiment.run(runs[:1], experiment.Options(), TerminalReporter(terminal)))
 
 
 def test_a_run_writes_the_controls_of_its_headline_layer(runs):
@@ -187,6 +197,7 @@ def test_labels_to_hold_out_choose_their_columns(runs):
 def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trained(runs):
     opened = Run(runs[0])
     random = controls.random_states(opened, "1")["1"]
+    assert controls.random_states(opened, "mlp.1")["mlp.1"].shape == (80, 128)
     assert random.shape == opened.activations["1"].shape and np.abs(random - opened.activations["1"]).max() > 0.01
     frame = table_of(controls, runs[0], state="1", random_weights=True)
     row = frame.query("control == 'random_weights' and metric == 'r2' and target == 'mean'").iloc[0]
