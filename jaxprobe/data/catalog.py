@@ -12,6 +12,7 @@ import pandas as pd
 
 from jaxprobe.data.columns import named_once, read_frame, require_columns, strings
 from jaxprobe.data.countries import merge_countries, name_continents
+from jaxprobe.data.shared_datasets import ADDRESS, is_saved_dataset, read_hub_dataset, read_saved_dataset
 from jaxprobe.data.splits import with_block_split
 from jaxprobe.data.table import EntityTable, make_table
 from jaxprobe.data.timezones import merge_timezones
@@ -136,11 +137,12 @@ def load_table(
     unit_vectors: bool = False,
     labels: bool | None = None,
 ) -> EntityTable:
-    """The entity table of a named data set, of a CSV or Parquet file, or of a data frame.
+    """The entity table of a named data set, of a CSV or Parquet file, of a data set on the hub, or of a data frame.
 
     Args:
-      dataset: a name out of `list_datasets`, the path (or gs://... address) of a file, or a data frame, whose table is
-        called "table".
+      dataset: a name out of `list_datasets`; the path (or gs://... address) of a file; hf://datasets/ORG/NAME, with
+        /FILE where it has several tables; a folder that ``datasets`` saved; or a pandas data frame, which is called
+        what its ``attrs["name"]`` says, or "table".
       text, target, split, group: as in `make_table`; of a named data set they replace its own. The split ``blocks``
         (where no column is called so) takes whole cells of a grid for testing, as `with_block_split` does.
       data_dir: the folder of the paper's tables; None for the one that the environment names as JAXPROBE_DATA.
@@ -151,11 +153,8 @@ def load_table(
       InputError: no such data set or file, one that is not at hand, or what `make_table` finds.
     """
     known = DATA_SETS.get(dataset) if isinstance(dataset, str) else None
-    if isinstance(dataset, pd.DataFrame):
-        frame, name, attribution = named_once(dataset, "The data frame"), "table", ""
-    elif known is None:
-        path = _path_of_own(dataset)
-        frame, name, attribution = read_frame(path), path.name.split(".")[0], ""
+    if known is None:
+        frame, name, attribution = _read_own(dataset)
     else:
         frame, name, attribution = _read_named(dataset, data_dir), dataset, known.attribution
         frame = frame.assign(**{column: values(frame) for column, values in known.derive.items()})
@@ -185,9 +184,21 @@ def load_table(
     return replace(table, unit_vectors=unit_vectors)
 
 
+def _read_own(dataset: str | pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
+    """A table of one's own, its name, and where it is from."""
+    if isinstance(dataset, pd.DataFrame):
+        return named_once(dataset, "The data frame"), str(dataset.attrs.get("name", "table")), ""
+    if dataset.startswith(ADDRESS):
+        return read_hub_dataset(dataset)
+    path = _path_of_own(dataset)
+    if isinstance(path, Path) and path.is_dir() and is_saved_dataset(path):
+        return read_saved_dataset(path), path.name, ""
+    return read_frame(path), path.name.split(".")[0], ""
+
+
 def _path_of_own(dataset: str) -> AnyPath:
     path = as_path(dataset)
-    if not path.is_file() and path.suffix == "" and path.parent == Path():
+    if not path.exists() and path.suffix == "" and path.parent == Path():
         nearest = get_close_matches(dataset, DATA_SETS, n=1)
         meant = f" Did you mean {nearest[0]}?" if nearest else ""
         raise InputError(

@@ -2,15 +2,12 @@
 
 import hashlib
 import importlib.metadata
-import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxprobe.errors import InputError
+from jaxprobe.host.network import is_reachable
 from jaxprobe.host.paths import AnyPath, as_path, is_local
 from jaxprobe.models.files.safetensors import folder_config
 
@@ -23,7 +20,6 @@ SMALL_FILES = ["*.json", "tokenizer.model"]
 _HUB_FILES = [*SMALL_FILES, "*.safetensors"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _FILES = (".gguf", ".json", ".safetensors", ".bin", ".pt", ".pth")
-_PATIENCE = 3.0  # seconds for a first sign of the hub
 
 
 class ModelSource(NamedTuple):
@@ -100,7 +96,7 @@ def _fetch(name: str, revision: str | None, files: list[str]) -> Path:
 
     try:
         # Without a network every file would be tried several times: what is in the cache is then all there is.
-        here = not _is_reachable(constants.ENDPOINT)
+        here = not is_reachable(constants.ENDPOINT)
         return Path(snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=here))
     except errors.GatedRepoError as error:
         raise failed(
@@ -115,20 +111,6 @@ def _fetch(name: str, revision: str | None, files: list[str]) -> Path:
             "not in the local cache, and the hub can't be reached",
             "Connect to a network, or name a folder that holds the model.",
         ) from error
-
-
-def _is_reachable(endpoint: str) -> bool:
-    """Whether the hub answers, or a proxy stands between, which alone can tell."""
-    if os.environ.get("HF_HUB_OFFLINE"):
-        return False
-    address = urllib.parse.urlsplit(endpoint)
-    if urllib.request.getproxies().get(address.scheme):
-        return True
-    try:
-        with socket.create_connection((address.hostname, address.port or 443), timeout=_PATIENCE):
-            return True
-    except OSError:
-        return False
 
 
 def _demo_file() -> Path:
