@@ -29,7 +29,7 @@ class RunSettings:
     model: Annotated[str, FREE]
     """'demo', a Hugging Face folder (path or gs://...), .gguf file, or hub name such as meta-llama/Llama-2-7b-hf."""
     dataset: Annotated[str, FREE]
-    """A named table (see `jaxprobe data list`), or a CSV or Parquet file (path or gs://...)."""
+    """A named table (see `jaxprobe data list`), a CSV or Parquet file (path or gs://...), or hf://datasets/ORG/NAME."""
     out: Annotated[Path | None, FREE] = None
     """The run's folder (path or gs://...), new or to go on with; default: runs/TABLE-MODEL, with prompt and limit."""
     prompt: str = "empty"
