@@ -43,6 +43,7 @@ def read_hub_dataset(address: str) -> tuple[pd.DataFrame, str, str]:
             repo_type="dataset",
             revision=revision,
             allow_patterns=[file] if file else list(TABLES),
+            endpoint=constants.ENDPOINT,
             local_files_only=not is_reachable(constants.ENDPOINT),
         )
     except errors.GatedRepoError as error:
@@ -98,7 +99,8 @@ def _join(parts: Mapping[str, Path], name: str) -> pd.DataFrame:
     sides = {part: _side(part) for part in parts}
     if None in sides.values() or len({Path(part).suffix for part in parts}) > 1:
         raise InputError(f"{name} has several tables: {', '.join(parts)}. Name the one to read.")
-    frames = [(read(path), sides[part]) for part, path in parts.items()]
+    training_first = sorted(parts, key=lambda part: sides[part] == "test")
+    frames = [(read(parts[part]), sides[part]) for part in training_first]
     columns = list(frames[0][0].columns)
     if any(list(frame.columns) != columns for frame, _ in frames):
         raise InputError(f"{name}: {', '.join(parts)} have different columns. Name the one to read.")

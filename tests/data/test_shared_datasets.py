@@ -15,8 +15,6 @@ import pytest
 from jaxprobe.data.catalog import load_table
 from jaxprobe.errors import InputError
 
-COMMIT = "0123456789" * 4
-
 
 def frame_of(rows=40, first=0):
     numbers = np.arange(first, first + rows)
@@ -28,18 +26,23 @@ class Hub(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
 
+    @classmethod
+    def commit(cls):
+        """Another one for other files: the client keeps what it knows of a commit."""
+        return hashlib.sha1(" ".join(cls.files).encode()).hexdigest()
+
     def log_message(self, *_):
         pass
 
     def do_GET(self):
-        headers, status, body = {"X-Repo-Commit": COMMIT}, 200, b""
+        headers, status, body = {"X-Repo-Commit": self.commit()}, 200, b""
         if self.path.startswith("/api/datasets/org/rivers"):
             siblings = [{"rfilename": name} for name in self.files]
             tree = [{"type": "file", "path": name, "size": len(self.files[name]), "oid": name} for name in self.files]
-            about = {"id": "org/rivers", "sha": COMMIT, "siblings": siblings}
+            about = {"id": "org/rivers", "sha": self.commit(), "siblings": siblings}
             body = json.dumps(tree if "/tree/" in self.path else about).encode()
             headers["Content-Type"] = "application/json"
-        elif "/resolve/" in self.path and (name := self.path.split(f"/resolve/{COMMIT}/")[-1]) in self.files:
+        elif "/resolve/" in self.path and (name := self.path.split(f"/resolve/{self.commit()}/")[-1]) in self.files:
             body = self.files[name]
             headers["ETag"] = f'"{hashlib.sha1(body).hexdigest()}"'
         else:
@@ -54,21 +57,29 @@ class Hub(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def server():
+    """One for all tests: the client keeps the address that it asked first."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    Hub.files.clear()
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield Hub.files
+    yield server
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    Hub.files.clear()
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"  # made of the former when it was imported
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return Hub.files
 
 
 def parquet(frame):
@@ -84,11 +95,16 @@ def test_a_data_set_of_the_hub_is_a_table(hub):
     table = load_table("hf://datasets/org/rivers")
     assert table.name == "rivers" and len(table) == 52 and table.units == ("year",)
     assert table.is_test.tolist() == [False] * 40 + [True] * 12
-    assert table.attribution == f"hf://datasets/org/rivers at commit {COMMIT[:12]}"
+    assert table.attribution == f"hf://datasets/org/rivers at commit {Hub.commit()[:12]}"
     one = load_table("hf://datasets/org/rivers/data/test-00000-of-00001.parquet")
     assert len(one) == 12 and one.texts[0] == "place 40"
-    hub["more.csv"] = frame_of().to_csv(index=False).encode()
-    with pytest.raises(InputError, match="rivers has several tables: more.csv, data/test.*Name the one to read"):
+
+
+def test_a_data_set_that_is_no_one_table_is_refused(hub):
+    hub["data/train.parquet"], hub["more.csv"] = parquet(frame_of()), frame_of().to_csv(index=False).encode()
+    with pytest.raises(
+        InputError, match="rivers has several tables: more.csv, data/train.parquet. Name the one to read"
+    ):
         load_table("hf://datasets/org/rivers")
     with pytest.raises(InputError, match="Data set org/rivers has no lakes.csv"):
         load_table("hf://datasets/org/rivers/lakes.csv")
