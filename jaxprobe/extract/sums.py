@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float64, Int
 
-from jaxprobe.probes.moments import largest_block, principal_axes, rotate
+from jaxprobe.probes.moments import largest_block, principal_axes, rotate, rotation
 
 _ROW_MULTIPLE = 8
 
@@ -142,7 +142,7 @@ class MomentStream:
         width, ones = len(shift), len(shift) + self._targets
         # Back to the dimensions of the model, where float64 has digits enough; by the inverse, as rounding left axes
         # that are orthogonal to seven digits.
-        back = np.linalg.inv(axes.astype(np.float64))
+        back = np.linalg.inv(rotation(axes))
         sums[:, top] = back.T @ sums[:, top]
         sums[:, :, top] = sums[:, :, top] @ back
         return self._y.moments() | {
@@ -313,8 +313,7 @@ def compiled_add(mesh: Mesh):
         width = x.shape[2]
 
         def one_layer(layer, sums):
-            state = x[layer].astype(jnp.float32) - pilot.shift[layer][None]
-            state = rotate(state, pilot.top[layer], pilot.axes[layer])
+            state = rotate(x[layer].astype(jnp.float32), *(leaf[layer] for leaf in pilot))
             for alike in members:
 
                 def one_segment(i, sums, alike=alike):

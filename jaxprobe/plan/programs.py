@@ -20,9 +20,8 @@ from jaxprobe.models.load import DTYPES
 from jaxprobe.models.transformer import Bins, Root, abstract_weights
 from jaxprobe.plan.hlo import collectives, turns
 from jaxprobe.plan.topologies import compiler_options, without_cache
-from jaxprobe.probes import search as solve
-from jaxprobe.probes.devices import layers_at_once, on_tpu, over_layers
-from jaxprobe.probes.eigen import product_dtype
+from jaxprobe.probes import solve
+from jaxprobe.probes.devices import layers_at_once
 from jaxprobe.probes.moments import ROTATED
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 
@@ -71,30 +70,21 @@ def ridge_programs(
     states: int, rows: int, width: int, targets: int, devices: Sequence[jax.Device], dtype: str
 ) -> list[Program] | None:
     """The fit of a batch of states with leave-one-out, as `fit_states` runs it; None where it runs on the host."""
-    mesh, engine = solve.place(devices, None, False, product_dtype(rows, width, "float32"))
-    if not on_tpu(mesh):
+    mesh, solver = solve.place(devices, None, "float32")
+    if solver != "cholesky":
         return None
     batch = layers_at_once((rows, width), np.dtype(DTYPES[dtype]).itemsize, states, mesh) * mesh.size
-    layer = lambda shape, dtype: _shaped((batch, *shape), dtype, mesh, P("layer"))
-    with jax.enable_x64(True):
-        x, y = layer((rows, width), DTYPES[dtype]), _shaped((rows, targets), jnp.float64, mesh, P())
-        factor = over_layers(engine.factor, mesh, (0, None), dtype="float32")
-        f = jax.tree.map(lambda leaf: layer(leaf.shape[1:], leaf.dtype), jax.eval_shape(factor, x, y))
-        leave_one_out = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0), dtype="float32")
-        weights_at = over_layers(engine.weights_at, mesh, (0, 0, 0))
-        programs = {
-            "normal equations": (factor, x, y),
-            "leave-one-out": (leave_one_out, f, x, y, layer(RELATIVE_ALPHAS.shape, jnp.float64)),
-            "weights": (weights_at, f, x, layer((targets,), jnp.float64)),
-        }
-        # Loops within loops, of which some end early: what the compiler counts of them means little.
-        counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS))
-        each = batch // mesh.size
-        named = lambda name: Program(f"ridge: {name}", 0, 0, 0, 0, each * counted[name], 0)
-        compiled = [_compile(named(name), devices[0].platform, *program) for name, program in programs.items()]
-    return [
-        one._replace(operations=each * counted[name], traffic=0) for name, one in zip(programs, compiled, strict=True)
-    ]
+    # Loops within loops, of which some end early: what the compiler counts of them means little.
+    counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS))
+    each = batch // mesh.size
+    compiled = []
+    with jax.enable_x64(False):
+        programs = solve.row_programs(mesh, batch, rows, width, targets, DTYPES[dtype], len(RELATIVE_ALPHAS))
+        for name, program in programs.items():
+            named = Program(f"ridge: {name}", 0, 0, 0, 0, each * counted.get(name, 0), 0)
+            one = _compile(named, devices[0].platform, *program)
+            compiled.append(one._replace(operations=named.operations, traffic=0))
+    return compiled
 
 
 def _shaped(shape: tuple[int, ...], dtype, mesh: Mesh, sharding: P) -> jax.ShapeDtypeStruct:

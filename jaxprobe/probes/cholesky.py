@@ -1,117 +1,298 @@
-"""The functions of factors.py by one Cholesky factorisation a penalty, with no eigendecomposition and no float64 one.
+"""Ridge from rows by one float32 Cholesky factorisation a penalty: for accelerators, with no eigendecomposition.
 
-For TPUs, where eigendecompositions are slow and float64 is emulated. A float32 Cholesky factorisation is as good as the
-equilibrated matrix allows (Demmel 1989): a few huge dimensions do it no harm, unlike a float32 eigendecomposition.
+For one layer, x [N, D] centred, its largest dimensions along their principal axes (``moments.largest_block``):
+
+    feature space, N >= 0.75 D:  R (x'x + alpha I) R' = I,  Z = x R',  h_i = 1/N + |z_i|^2,  fitted = Z Z'y
+    sample space, below it:      x x' without the largest dimensions factored, these put back by Woodbury's identity
+
+What float32 did to it is measured in the same program. In feature space that is |I - R (x'x + alpha I) R'|: estimated
+by 16 random vectors that go through the rows themselves, and for the 16 rows of least 1 - h found, and corrected. Where
+it is too large the factor is whitened, R <- R2 R with R2 (Z'Z + alpha R R') R2' = I, which takes no digits but those of
+the rows (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015). In sample space |y - residual - x w| / |y| is
+watched. What is left then, and 1 - h where it cancels, goes to float64 on the host: the same functions in another
+dtype, see solve.py.
+
+Every function is of one layer, in the dtype of its rows.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxprobe.probes.eigen import (
-    centred_kernel,
-    centred_product,
-    constant_share,
-    in_sample_space,
-    layer_scale,
-    product_dtype,
-)
-from jaxprobe.probes.moments import centre, moments_of, product, sum_over_rows
+from jaxprobe.probes.eigen import layer_scale
+from jaxprobe.probes.moments import ROTATED, assemble, largest_block, product, rotate, strips
+from jaxprobe.probes.root import inverse_root
+
+FEATURE_SPACE = 0.75  # rows a dimension from which x'x is factored; below, 1 - h would cancel
+# With a doubt of 1 and more float32 is not believed. On 636 fits of real and planted states no criterion was wrong by
+# more than 1e-3 with a deviation below 0.03, or in sample space by more than 1.6 times the mismatch.
+DEVIATION_LIMIT = 1e-2
+MISMATCH_LIMIT = 6e-4
+CORRECTION_LIMIT = 3e-3  # of the least 1 - h, beside these
+LEAST_OTHERS = 1e-4  # 1 - h, in units of what it is a difference of
+VECTORS = 16
+WHITENINGS = 5
+REFINEMENTS = 3
+STEP_LIMIT = 1e-3  # of the last refinement, beside the solution
+SHIFT = 1e-4  # of the diagonal: with it added no float32 factorisation breaks down
 
 
-class Normal(NamedTuple):
-    """One layer's normal equations, in the dtype of products."""
+class Survey(NamedTuple):
+    """One pass over a layer's rows, before they are rotated."""
 
-    matrix: Array  # [K, K], x'x or x x'
-    cross: Array  # [K, C], x'y or y
-    x_mean: Array  # [D] float64
-    scale: Array  # [] see Factors
+    x_mean: Array  # [D]
+    x_rest: Array  # [D] what the mean in this dtype is off by
+    varies: Array  # [D] bool
+    scale: Array  # [] of the penalties
+    top: Array  # [k]
+    block: Array  # [k, k]
     finite: Array  # [] bool
 
 
-def factor(x: Float[Array, "N D"], y: Float[Array, "N C"], dtype: str) -> Normal:
-    """The normal equations of one layer."""
-    dtype = product_dtype(*x.shape, dtype)
-    if in_sample_space(*x.shape):
-        x_mean, centred, matrix = centred_kernel(x)
-        cross, scale = y, layer_scale(jnp.sum(centred**2, axis=0))
-    else:
-        m = centre(moments_of(x, y, dtype))
-        x_mean, matrix, cross, scale = m.x_mean, m.gram, m.cross, layer_scale(jnp.diagonal(m.gram))
-    return Normal(matrix.astype(dtype), cross.astype(dtype), x_mean, scale, jnp.isfinite(matrix).all())
+class Layer(NamedTuple):
+    """One layer's rows, ready to be fitted."""
+
+    rows: Array  # [N, D] centred and rotated
+    top: Array  # [k] the rotated dimensions
+    matrix: Array  # [D, D] rows'rows, or [N, N] of all but the rotated dimensions
 
 
-def leave_one_out(
-    f: Normal, x: Float[Array, "N D"], y: Float[Array, "N C"], alphas: Float[Array, " A"], *, dtype: str
-) -> Float[Array, "A C"]:
-    """Exact leave-one-out mean squared errors for every penalty, in units of the variance of y."""
-    n, d = x.shape
-    dtype = product_dtype(n, d, dtype)
+class Criterion(NamedTuple):
+    """What one penalty gives."""
+
+    losses: Array  # [C] in the variance of y
+    doubt: Array  # [] above 1, or NaN: not to be believed
+    least: Array  # [] the least 1 - h of a row
+
+
+def in_feature_space(n: int, d: int) -> bool:
+    """Whether x'x is factored, not x x'."""
+    return n >= FEATURE_SPACE * d
+
+
+def rotated(n: int, d: int) -> int:
+    """How many dimensions are rotated; in sample space the others must hold most of what the rows are."""
+    return min(ROTATED, d if in_feature_space(n, d) else -(-d // 2))
+
+
+def survey(x: Float[Array, "N D"], *, dtype: str) -> Survey:
+    """Mean, scale and largest dimensions of one layer's rows."""
+    x = x.astype(dtype)
+    x_mean = jnp.mean(x, axis=0)
+    varies = jnp.max(x, axis=0) > jnp.min(x, axis=0)
+    centred = x - x_mean[None]
+    x_rest = jnp.mean(centred, axis=0)
+    centred = jnp.where(varies[None], centred - x_rest[None], 0)  # rounding leaves something of a constant
+    top, block = largest_block(centred, rotated(*x.shape))
+    return Survey(x_mean, x_rest, varies, layer_scale(jnp.sum(centred**2, axis=0)), top, block, jnp.isfinite(x).all())
+
+
+def prepare(x: Float[Array, "N D"], s: Survey, axes: Float[Array, "k k"]) -> Layer:
+    """Rows centred and rotated, and the matrix of all penalties; ``axes`` from ``moments.principal_axes``."""
+    x = jnp.where(s.varies[None], x.astype(s.x_mean.dtype), s.x_mean[None])
+    rows = rotate(x, s.x_mean, s.top, axes)
+    rows = rows - jnp.mean(rows, axis=0)[None]
+    if in_feature_space(*x.shape):
+        return Layer(rows, s.top, assemble(strips(rows)))
+    kernel = assemble(strips(rows.at[:, s.top].set(0).T))
+    kernel = kernel - kernel.mean(0)[None, :] - kernel.mean(1)[:, None] + kernel.mean()
+    # The constant vector's eigenvalue, 0, would cancel in 1 - h: it gets the mean one, see ``_constant_share``.
+    return Layer(rows, s.top, kernel + jnp.trace(kernel) / len(x) ** 2)
+
+
+def criteria(
+    layer: Layer,
+    y: Float[Array, "N C"],
+    alphas: Float[Array, " A"],
+    groups: tuple[tuple[Array, Array], ...],
+    *,
+    criterion: str,
+    whiten: bool,
+    blocked: bool,
+) -> Criterion:
+    """The criterion at every penalty, leading axis [A].
+
+    Args:
+      y: standardised.
+      groups: of "leave_one_group_out" and "k_fold": sets of groups of about one size, (rows [G, S], inside [G, S]).
+      criterion: "leave_one_out", "generalised", or one by groups.
+      whiten: only in feature space.
+      blocked: see ``root.py``.
+    """
 
     def one_alpha(alpha):
-        root = _inverse_root(f.matrix, alpha)
-        weights = product(root.T, product(root, f.cross))
-        if in_sample_space(n, d):
-            others = alpha * jnp.sum(root**2, axis=0) - constant_share(jnp.diagonal(f.matrix), alpha[None])
-            return jnp.mean((alpha * weights / others[:, None]) ** 2, axis=0), jnp.min(others)
-
-        def block(start, size):
-            rows = lax.dynamic_slice_in_dim(x, start, size)
-            residual = lax.dynamic_slice_in_dim(y, start, size).astype(dtype)
-            residual = residual - centred_product(rows, f.x_mean, weights, dtype)
-            others = 1 - 1 / n - jnp.sum(centred_product(rows, f.x_mean, root.T, dtype) ** 2, axis=1)
-            return jnp.sum((residual / others[:, None]) ** 2, axis=0).astype(jnp.float64), jnp.max(1 - others)
-
-        total, most = sum_over_rows(block, n, lambda a, b: (a[0] + b[0], jnp.maximum(a[1], b[1])))
-        return total / n, 1 - most
-
-    losses, least = lax.map(one_alpha, alphas)
-    return losses, jnp.min(least)
-
-
-def generalised(
-    f: Normal, y_squares: Float[Array, " C"], n: Float[Array, ""], alphas: Float[Array, " A"], *, sample_space: bool
-) -> Float[Array, "A C"]:
-    """Generalised cross-validation: leave-one-out with every h at its mean."""
-
-    def one_alpha(alpha):
-        root = _inverse_root(f.matrix, alpha)
-        weights = product(root.T, product(root, f.cross))
-        trace = alpha * jnp.sum(root**2)
-        if sample_space:
-            others = trace - n * constant_share(jnp.diagonal(f.matrix), alpha[None])[0]
-            return n * jnp.sum((alpha * weights) ** 2, axis=0) / others**2
-        others = n - 1 - len(f.matrix) + trace
-        # ||y - x w||^2 = y'y - w'x'y - alpha w'w, from (x'x + alpha I) w = x'y.
-        residual_squares = y_squares - jnp.sum(weights * f.cross, axis=0) - alpha * jnp.sum(weights**2, axis=0)
-        return n * residual_squares / others**2
+        residual, own, cross, doubt = _fit(layer, y, alpha, whiten, blocked)[:4]
+        n, (others, part) = len(y), own
+        share = jnp.min(others / part)
+        least = jnp.min(others)
+        if criterion == "leave_one_out":
+            losses = jnp.mean((residual / others[:, None]) ** 2, axis=0)
+        elif criterion == "generalised":
+            losses = n * jnp.sum(residual**2, axis=0) / jnp.sum(others) ** 2
+            share = jnp.sum(others) / n
+        else:
+            losses, least = _without_groups(residual, cross, groups, blocked)
+            losses, share = losses / n, least
+        # Where 1 - h is a small difference of large numbers its rounding is what is left of it.
+        doubt = jnp.where(share > 0, jnp.maximum(doubt, LEAST_OTHERS / share), jnp.nan)
+        return Criterion(losses, doubt, least)
 
     return lax.map(one_alpha, alphas)
 
 
-def weights_at(f: Normal, x: Float[Array, "N D"], alpha: Float[Array, " C"]) -> Float[Array, "D C"]:
-    """Weights at one penalty a target."""
-
-    def one_target(args):
-        root = _inverse_root(f.matrix, args[0])
-        return product(root.T, product(root, args[1]))
-
-    weights = lax.map(one_target, (alpha, f.cross.T)).T
-    if not in_sample_space(*x.shape):
-        return weights
-    return product((x.astype(jnp.float64) - f.x_mean[None]).T, weights.astype(jnp.float64))
+def weights_at(
+    layer: Layer, y: Float[Array, "N C"], alpha: Float[Array, ""], *, whiten: bool, blocked: bool
+) -> tuple[Float[Array, "D C"], Float[Array, ""], Float[Array, ""]]:
+    """(weights of the rotated dimensions, condition, doubt) at one penalty; see ``eigen.condition_at``."""
+    _, _, _, doubt, weights, condition = _fit(layer, y, alpha, whiten, blocked)
+    return weights, jnp.where(jnp.isnan(condition), jnp.inf, condition), doubt
 
 
-def condition_at(f: Normal, alpha: Float[Array, ""]) -> Float[Array, ""]:
-    """Largest variance inflation factor; NaN where x was not finite. See factors.condition_at."""
-    inverse = jnp.sum(_inverse_root(f.matrix, alpha) ** 2, axis=0)
-    return jnp.where(f.finite, jnp.max(jnp.diagonal(f.matrix) * inverse), jnp.nan)
+def _fit(layer: Layer, y, alpha, whiten: bool, blocked: bool):
+    """(residual [N, C], (1 - h [N], what it was taken from), 1 - h by pairs of rows, doubt, weights, condition)."""
+    if in_feature_space(*layer.rows.shape):
+        return _fit_features(layer, y, alpha, whiten, blocked)
+    return _fit_samples(layer, y, alpha, blocked)
 
 
-def _inverse_root(matrix, alpha):
-    """R [K, K] with (matrix + alpha I)^-1 = R'R."""
-    eye = jnp.eye(len(matrix), dtype=matrix.dtype)
-    return solve_triangular(jnp.linalg.cholesky(matrix + alpha.astype(matrix.dtype) * eye), eye, lower=True)
+def _fit_features(layer: Layer, y, alpha, whiten, blocked):
+    rows, gram, n = layer.rows, layer.matrix, len(y)
+    signs = jax.random.rademacher(jax.random.key(0), (len(gram), VECTORS), rows.dtype)
+
+    def deviation_of(root, z):  # about |I - R (x'x + alpha I) R'|
+        rest = signs - product(z.T, product(z, signs)) - alpha * product(root, product(root.T, signs))
+        return jnp.sqrt(jnp.sum(rest**2) / VECTORS)
+
+    diagonal = jnp.diagonal(gram)
+    root = inverse_root(gram + jnp.diag(alpha + (SHIFT * diagonal if whiten else 0 * diagonal)), blocked=blocked)
+    z = product(rows, root.T)
+    deviation = deviation_of(root, z)
+    if whiten:
+
+        def step(state):
+            root, z, _, steps = state
+            again = inverse_root(assemble(strips(z)) + alpha * product(root, root.T), blocked=blocked)
+            root, z = product(again, root), product(z, again.T)
+            return root, z, deviation_of(root, z), steps + 1
+
+        unsettled = lambda state: ~(state[2] < 0.1 * DEVIATION_LIMIT) & (state[3] < WHITENINGS)
+        root, z, deviation, _ = lax.while_loop(unsettled, step, (root, z, deviation, 0))
+    # The coefficients of Z, and what rounding left of their normal equations.
+    coefficients = product(z.T, y)
+    for _ in range(2):
+        rest = product(z.T, y - product(z, coefficients)) - alpha * product(root, product(root.T, coefficients))
+        coefficients = coefficients + rest
+    residual = y - product(z, coefficients)
+    others = 1 - 1 / n - jnp.sum(z * z, axis=1)
+    nearest = lax.top_k(-others, min(VECTORS, n))[1]
+    chosen = z[nearest]
+    missed = chosen - product(product(chosen, z.T), z) - alpha * product(product(chosen, root), root.T)
+    others, of_nearest = _correct(others, nearest, -jnp.sum(chosen * missed, axis=1))
+    doubt = jnp.maximum(deviation / DEVIATION_LIMIT, of_nearest)
+    by_pairs = lambda chosen: jnp.eye(len(chosen), dtype=z.dtype) - 1 / n - product(z[chosen], z[chosen].T)
+    condition = jnp.max(diagonal * jnp.sum(root * root, axis=0))
+    own = others, jnp.ones_like(others)
+    return residual, own, by_pairs, doubt, product(root.T, coefficients), condition
+
+
+def _correct(others, nearest, correction):
+    """(1 - h with that of the rows nearest to 0 corrected, a doubt: what corrections leave is about their square)."""
+    corrected = others[nearest] + correction
+    size = jnp.where(corrected > 0, abs(correction) / corrected, jnp.inf)
+    return others.at[nearest].set(corrected), jnp.max(size) / CORRECTION_LIMIT
+
+
+def _fit_samples(layer: Layer, y, alpha, blocked):
+    rows, top, kernel = layer
+    n = len(y)
+    largest, rest = rows[:, top], rows.at[:, top].set(0)
+    squares = jnp.sum(largest**2, axis=0)
+    used = squares > 1e-9 * alpha
+    norms = jnp.sqrt(jnp.where(used, squares, 1))
+    directions = jnp.where(used[None], largest / norms[None], 0)
+    # B = kernel + alpha I of the others; alpha B^-1 = L L'.
+    lower = jnp.sqrt(alpha) * inverse_root(kernel + alpha * jnp.eye(n, dtype=kernel.dtype), blocked=blocked).T
+    u = product(lower.T, directions)
+    small = product(u.T, u) + jnp.diag(alpha / norms**2)
+    root = inverse_root(small, blocked=blocked)
+    v = product(lower, product(u, root.T))
+    # alpha (x x' + alpha I)^-1 = L L' - V V'; the constant vector's share is still to go.
+    solved = product(lower, product(lower.T, y))
+    mixed = product(root, product(directions.T, solved))
+    residual = solved - product(v, mixed)
+    weights = product(rest.T, residual) / alpha
+    weights = weights.at[top].set(product(root.T, mixed) / norms[:, None])  # as x'residual it would cancel
+    share = _constant_share(kernel, alpha)
+    whole = jnp.sum(lower**2, axis=1)
+    others = whole - jnp.sum(v**2, axis=1) - share
+
+    def by_pairs(chosen):
+        return product(lower[chosen], lower[chosen].T) - product(v[chosen], v[chosen].T) - share
+
+    mismatch = jnp.linalg.norm(y - residual - product(rows, weights)) / jnp.linalg.norm(y)
+    condition = jnp.max((jnp.diagonal(kernel) + alpha) * whole / alpha)
+    return residual, (others, whole), by_pairs, mismatch / MISMATCH_LIMIT, weights, condition
+
+
+def _constant_share(kernel, alpha):
+    """alpha / (alpha + mean eigenvalue) / N: the constant vector's part of alpha (x x' + alpha I)^-1, at every i, j."""
+    n = len(kernel)
+    return alpha / (jnp.trace(kernel) / (n + 1) + alpha) / n
+
+
+def _without_groups(residual, by_pairs, groups, blocked):
+    """(squared errors [C] of every group's rows by the fit without it, the least 1 - h without the rest of it)."""
+
+    def one_group(group: tuple[Int[Array, " S"], Bool[Array, " S"]]):
+        rows, inside = group
+        both = inside[:, None] & inside[None, :]
+        root = inverse_root(jnp.where(both, by_pairs(rows), jnp.eye(len(rows), dtype=residual.dtype)), blocked=blocked)
+        held_out = product(root.T, product(root, jnp.where(inside[:, None], residual[rows], 0)))
+        return jnp.sum(held_out**2, axis=0), 1 / jnp.max(jnp.sum(root**2, axis=0))
+
+    parts = [lax.map(one_group, alike) for alike in groups]
+    losses = sum(jnp.sum(part[0], axis=0) for part in parts)
+    return losses, jnp.min(jnp.stack([jnp.min(part[1]) for part in parts]))
+
+
+def fold_criteria(
+    layer: Layer,
+    y: Float[Array, "N C"],
+    alphas: Float[Array, " A"],
+    inside: Bool[Array, "J N"],
+    *,
+    blocked: bool,
+) -> Criterion:
+    """k-fold or leave-one-group-out over a few large groups, each fitted without: in feature space.
+
+    The others' x'x is made of their rows, not as a difference that a row far from all others would spoil.
+    """
+    n = len(y)
+
+    def one_fold(held):
+        rest = ~held[:, None]
+        count = jnp.sum(rest).astype(y.dtype)
+        x_mean = jnp.sum(jnp.where(rest, layer.rows, 0), axis=0) / count
+        y_mean = jnp.sum(jnp.where(rest, y, 0), axis=0) / count
+        every_row, target = layer.rows - x_mean[None], y - y_mean[None]
+        rows, fitted = jnp.where(rest, every_row, 0), jnp.where(rest, target, 0)
+        gram = assemble(strips(rows))
+
+        def one_alpha(alpha):
+            root = inverse_root(gram + alpha * jnp.eye(len(gram), dtype=gram.dtype), blocked=blocked)
+            weights, sizes = jnp.zeros((len(gram), y.shape[1]), y.dtype), []
+            for _ in range(1 + REFINEMENTS):  # the solution, then what rounding left of it
+                gradient = product(rows.T, fitted - product(rows, weights)) - alpha * weights
+                change = product(root, gradient)
+                weights = weights + product(root.T, change)
+                sizes.append(jnp.linalg.norm(change))
+            residual = jnp.where(held[:, None], target - product(every_row, weights), 0)
+            return jnp.sum(residual**2, axis=0), sizes[-1] / sizes[0] / STEP_LIMIT
+
+        return lax.map(one_alpha, alphas)
+
+    losses, doubt = lax.map(one_fold, inside)
+    return Criterion(jnp.sum(losses, axis=0) / n, jnp.max(doubt, axis=0), jnp.ones_like(alphas))

@@ -18,9 +18,8 @@ from jaxprobe.errors import InputError
 
 # What an accelerator holds of states at a time; a CPU holds one state, which is also faster there.
 BATCH_BYTES = 2**31
-# Beside its rows a state takes about so many float32 matrices while it is factored: compiled for a TPU, the Cholesky
-# route had 8.7 GB of temporary memory a state of width 8192.
-FACTOR_MATRICES = 32
+# Beside its rows a state takes about so many float32 copies of them while it is fitted, and so many matrices of x'x.
+FIT_ROWS, FIT_MATRICES = 4, 8
 
 
 # Decompositions of fewer rows have one BLAS thread: OpenBLAS's own spin after eigh and halve the speed of what follows,
@@ -49,15 +48,20 @@ def at_once(mesh: Mesh) -> bool:
 
     Batched LAPACK calls are slower than single ones there, and can deadlock with few cores (jaxlib 0.10).
     """
-    return mesh.devices.flat[0].platform != "cpu"
+    return not on_cpu(mesh)
 
 
 def layers_at_once(shape: tuple[int, int], itemsize: int, layers: int, mesh: Mesh) -> int:
     """How many layers' [N, D] a device takes at a time."""
     if not at_once(mesh):
         return 1
-    size = shape[0] * shape[1] * itemsize + FACTOR_MATRICES * 4 * min(shape) ** 2
+    size = shape[0] * shape[1] * (itemsize + 4 * FIT_ROWS) + FIT_MATRICES * 4 * min(shape) ** 2
     return int(np.clip(BATCH_BYTES // size, 1, -(-layers // mesh.size)))
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs, which have float64 and LAPACK's eigendecomposition."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def on_tpu(mesh: Mesh) -> bool:

@@ -39,19 +39,18 @@ class RidgeProbe(_Probe):
       fit_: the RidgeFit of one layer.
     """
 
-    def __init__(self, alphas=None, *, alpha_per_target=False, criterion="leave_one_out", dtype="float32"):
+    def __init__(self, alphas=None, *, alpha_per_target=False, criterion="leave_one_out", dtype="float32", solver=None):
         self.alphas = alphas
         self.alpha_per_target = alpha_per_target
         self.criterion = criterion
         self.dtype = dtype
+        self.solver = solver
 
     def fit(self, X, y, groups=None):
         """Fits X [N, D] to y [N] or [N, C]; ``groups`` [N] for the criteria that want them."""
         X, y = self._check(X, y)
-        options = dict(
-            alpha_per_target=self.alpha_per_target, criterion=self.criterion, groups=groups, dtype=self.dtype
-        )
-        self.fit_ = fit_ridge(X[None], y, self.alphas, **options)
+        options = dict(alpha_per_target=self.alpha_per_target, criterion=self.criterion, groups=groups)
+        self.fit_ = fit_ridge(X[None], y, self.alphas, **options, dtype=self.dtype, solver=self.solver)
         self.coef_ = self._shaped(self.fit_.weights[0]).T
         self.intercept_ = self._shaped(self.fit_.intercept)[0]
         self.alpha_ = self.fit_.alpha[0]

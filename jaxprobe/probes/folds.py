@@ -1,72 +1,160 @@
-"""Generalised and k-fold cross-validation of one layer from moments: the rows are not looked at again."""
+"""Generalised and k-fold cross-validation of one layer from moments: the rows are not looked at again.
+
+One Cholesky factorisation a fold and penalty, of the other folds' x'x scaled to unit diagonal, in ``dtype``; what its
+rounding left of the weights is taken out by refinement, with products in the moments' own dtype. Moments in float64
+with factors in float32 are thus as exact as float64 and three times as fast as an eigendecomposition a fold.
+The size of the first correction tells how far float32 was off, that of the last one what is left.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
 
-from jaxprobe.probes import eigen as factors
-from jaxprobe.probes.eigen import Factors, factor_moments, product_dtype
-from jaxprobe.probes.groups import Groups
-from jaxprobe.probes.moments import Moments, centre, combine, moments_of, pilot_mean, product
+from jaxprobe.probes.cholesky import REFINEMENTS, Criterion
+from jaxprobe.probes.moments import Moments, combine, product
+from jaxprobe.probes.root import inverse_root
 
-
-def padded_rows(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [K, S], inside [K, S]): the row numbers of each fold, padded with row 0 to the size of the largest."""
-    place = np.arange(groups.sizes.max())
-    inside = place < groups.sizes[:, None]
-    return groups.order[np.where(inside, groups.starts[:, None] + place, 0)], inside
+# Of the last correction beside the weights, in float64 and in float32; and of the first, where a trace rests on it.
+STEP_LIMIT = {"float64": 1e-6, "float32": 1e-3}
+FIRST_LIMIT = 3e-3
 
 
-def fold_moments(
-    x: Float[Array, "N D"], y: Float[Array, "N C"], rows: Int[Array, "K S"], inside: Bool[Array, "K S"], *, dtype: str
-) -> Moments:
-    """Moments of each fold, leading axis K, about the same shift."""
-    dtype = product_dtype(*x.shape, dtype)
-    x_shift = pilot_mean(x, dtype)
-    return lax.map(lambda fold: moments_of(x[fold[0]], y[fold[0]], dtype, x_shift, fold[1]), (rows, inside))
+class Normal(NamedTuple):
+    """Centred moments of some rows, x scaled to deviations: gram has ones on its diagonal."""
+
+    gram: Array  # [D, D]
+    cross: Array  # [D, C]
+    unscale: Array  # [D]: weights of x are weights times this; 1 for a constant dimension
 
 
-def total(m: Moments) -> Moments:
-    """All folds together."""
-    summed = combine(lambda leaf: jnp.sum(leaf, axis=0), m)
-    return summed._replace(x_shift=m.x_shift[0], y_shift=m.y_shift[0])
+def total(folds: Moments) -> Moments:
+    """All folds, leading axis [J], together."""
+    summed = combine(lambda leaf: jnp.sum(leaf, axis=0), folds)
+    return summed._replace(x_shift=folds.x_shift[0], y_shift=folds.y_shift[0])
 
 
-def factor(m: Moments, *, k_fold: bool) -> tuple[Factors, Factors | None]:
-    """Factors of all rows, and with ``k_fold`` those without each fold, leading axis K."""
-    everything = total(m)
-    if not k_fold:
-        return factor_moments(centre(everything)), None
-    without = lax.map(lambda fold: factor_moments(centre(combine(jnp.subtract, everything, fold))), m)
-    return factor_moments(centre(everything)), without
+def k_fold(
+    folds: Moments,
+    everything: Moments,
+    alphas: Float[Array, " A"],
+    *,
+    dtype: str,
+    blocked: bool,
+    together: bool,
+    floor: float = 0.0,
+) -> Criterion:
+    """k-fold mean squared errors in squared units of y, leading axis [A].
 
+    Args:
+      folds: leading axis [J], about one shift; everything: their sum.
+      dtype: of the factorisations.
+      together: whether all folds are solved at once, which takes less time on an accelerator and more memory.
+      floor: added to the diagonal of x'x, relative to it, where rounding left it indefinite.
+    """
 
-def generalised(f: Factors, m: Moments, alphas: Float[Array, " A"]) -> Float[Array, "A C"]:
-    """Generalised cross-validation of the fit on all rows, in squared units of y."""
-    everything = centre(total(m))
-    return factors.generalised(f, everything.y_squares, everything.count, alphas, sample_space=False)
-
-
-def errors(without: Factors, m: Moments, alphas: Float[Array, " A"]) -> Float[Array, "A C"]:
-    """k-fold mean squared errors: the moments of each fold about the means of the other rows, and their weights."""
-    everything = total(m)
-
-    def squares_of(args):
-        f, fold = args
-        fold = Moments(*(leaf.astype(jnp.float64) for leaf in fold))
-        x_off = f.x_mean - fold.x_shift
-        y_off = (everything.y_sum - fold.y_sum) / (everything.count - fold.count)
+    def one_fold(fold: Moments):
+        rest = combine(jnp.subtract, everything, fold)
+        x_off, y_off = rest.x_sum / rest.count, rest.y_sum / rest.count
+        normal = _normal(rest, floor)
+        # The fold about the others' means.
         x_sum, y_sum = fold.x_sum - fold.count * x_off, fold.y_sum - fold.count * y_off
         xx = fold.xx - jnp.outer(fold.x_sum, x_off) - jnp.outer(x_off, x_sum)
         xy = fold.xy - jnp.outer(fold.x_sum, y_off) - jnp.outer(x_off, y_sum)
         yy = fold.yy - (fold.y_sum + y_sum) * y_off
 
         def one_alpha(alpha):
-            weights = factors.feature_weights(f, jnp.full(xy.shape[1], alpha))
-            return yy - 2 * jnp.sum(weights * xy, axis=0) + jnp.sum(weights * product(xx, weights), axis=0)
+            weights, _, last = _solve(normal, alpha, *_factor(normal, alpha, dtype, blocked))
+            weights = weights * normal.unscale[:, None]
+            errors = yy - 2 * jnp.sum(weights * xy, axis=0) + jnp.sum(weights * product(xx, weights), axis=0)
+            return errors, last / STEP_LIMIT[str(xx.dtype)]
 
-        return jax.vmap(one_alpha)(alphas)
+        return lax.map(one_alpha, alphas)
 
-    return jnp.sum(lax.map(squares_of, (without, m)), axis=0) / everything.count
+    errors, doubt = jax.vmap(one_fold)(folds) if together else lax.map(one_fold, folds)
+    # jnp.max of NaN is NaN: a fold in doubt is not lost.
+    return Criterion(jnp.sum(errors, axis=0) / everything.count, jnp.max(doubt, axis=0), jnp.ones_like(alphas))
+
+
+def generalised(
+    folds: Moments,
+    everything: Moments,
+    alphas: Float[Array, " A"],
+    *,
+    dtype: str,
+    blocked: bool,
+    together: bool,
+    floor: float = 0.0,
+) -> Criterion:
+    """Generalised cross-validation of the fit on all rows; arguments and result as of `k_fold`."""
+    del folds, together
+    normal, n = _normal(everything, floor), everything.count
+    y_squares = everything.yy - everything.y_sum**2 / n
+
+    def one_alpha(alpha):
+        root = _inverse(normal, alpha, dtype, blocked)
+        weights, first, last = _solve(normal, alpha, lambda b: product(root.T, product(root, b)), root.dtype)
+        penalty = alpha * jnp.sum((weights * normal.unscale[:, None]) ** 2, axis=0)
+        squares = y_squares - jnp.sum(weights * normal.cross, axis=0) - penalty
+        trace = alpha * jnp.sum(((root * normal.unscale.astype(root.dtype)[None]) ** 2).astype(n.dtype))
+        others = n - 1 - len(root) + trace
+        doubt = jnp.maximum(first / FIRST_LIMIT, last / STEP_LIMIT[str(n.dtype)])
+        return Criterion(n * squares / others**2, jnp.where(others > 0, doubt, jnp.nan), jnp.ones_like(alpha))
+
+    return lax.map(one_alpha, alphas)
+
+
+def weights_at(
+    everything: Moments, alpha: Float[Array, ""], *, dtype: str, blocked: bool, floor: float = 0.0
+) -> tuple[Float[Array, "D C"], Float[Array, ""], Float[Array, ""]]:
+    """(weights, condition, doubt) of the fit on all rows at one penalty."""
+    normal = _normal(everything, floor)
+    root = _inverse(normal, alpha, dtype, blocked)
+    weights, _, last = _solve(normal, alpha, lambda b: product(root.T, product(root, b)), root.dtype)
+    condition = jnp.max(jnp.diagonal(normal.gram).astype(root.dtype) * jnp.sum(root**2, axis=0))
+    finite = jnp.isfinite(normal.gram).all()
+    doubt = last / STEP_LIMIT[str(normal.gram.dtype)]
+    condition = jnp.where(jnp.isnan(condition), jnp.inf, condition)
+    return weights * normal.unscale[:, None], jnp.where(finite, condition, jnp.nan).astype(alpha.dtype), doubt
+
+
+def _normal(m: Moments, floor: float) -> Normal:
+    x_off, y_off = m.x_sum / m.count, m.y_sum / m.count
+    gram, cross = m.xx - jnp.outer(m.x_sum, x_off), m.xy - jnp.outer(m.x_sum, y_off)
+    squares = jnp.diagonal(gram)
+    unscale = jnp.where(squares > 0, lax.rsqrt(jnp.where(squares > 0, squares, 1)), 1)
+    gram = gram * unscale[:, None] * unscale[None, :] + floor * jnp.eye(len(gram), dtype=gram.dtype)
+    return Normal(gram, cross * unscale[:, None], unscale)
+
+
+def _penalised(normal: Normal, alpha, dtype: str):
+    return (normal.gram + jnp.diag(alpha * normal.unscale**2)).astype(dtype)
+
+
+def _inverse(normal: Normal, alpha, dtype: str, blocked: bool):
+    return inverse_root(_penalised(normal, alpha, dtype), blocked=blocked)
+
+
+def _factor(normal: Normal, alpha, dtype: str, blocked: bool):
+    """(a function that solves by the factor, its dtype); without the inverse where there is a triangular solver."""
+    if blocked:
+        root = _inverse(normal, alpha, dtype, blocked)
+        return lambda b: product(root.T, product(root, b)), dtype
+    lower = lax.linalg.cholesky(_penalised(normal, alpha, dtype), symmetrize_input=False)
+    half = lambda b: solve_triangular(lower, b, lower=True)
+    return lambda b: solve_triangular(lower, half(b), lower=True, trans=1), dtype
+
+
+def _solve(normal: Normal, alpha, solve, dtype):
+    """(weights of scaled x, size of the first correction and of the last beside them), worst of the targets."""
+    weights, sizes = jnp.zeros_like(normal.cross), []
+    for _ in range(1 + REFINEMENTS):
+        rest = normal.cross - product(normal.gram, weights) - alpha * normal.unscale[:, None] ** 2 * weights
+        change = solve(rest.astype(dtype)).astype(rest.dtype)
+        weights = weights + change
+        sizes.append(jnp.linalg.norm(change, axis=0))
+    whole = jnp.where(sizes[0] > 0, sizes[0], 1)  # a target with nothing to explain
+    return weights, jnp.max(sizes[1] / whole), jnp.max(sizes[-1] / whole)

@@ -39,6 +39,16 @@ def sort_groups(labels: np.ndarray) -> Groups:
     return Groups(np.argsort(number, kind="stable"), np.cumsum(sizes) - sizes, sizes)
 
 
+def padded_groups(groups: Groups) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Sets of groups of about one size: the row numbers [G, S], padded with row 0, and which are of the group."""
+    sizes, sets = _bucket(groups.sizes), []
+    for size in np.unique(sizes):
+        alike, places = np.flatnonzero(sizes == size), np.arange(size)
+        inside = places < groups.sizes[alike, None]
+        sets.append((groups.order[np.where(inside, groups.starts[alike, None] + places, 0)], inside))
+    return tuple(sets)
+
+
 def group_predictions(f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], groups: Groups, alphas: np.ndarray):
     """[A, N, C] standardised predictions of each row by the probe without its group (under ``jax.enable_x64``)."""
     y = np.asarray(y)

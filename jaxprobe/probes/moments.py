@@ -17,6 +17,7 @@ ROWS = 2048  # rows a block: the centred block stays in cache between its making
 
 
 ROTATED = 64  # of a state's dimensions; models have some ten massive ones
+TAKEN_OUT = 8  # axes by which the others are cleaned before they are rotated
 PILOT_ROWS = 4096
 
 
@@ -95,13 +96,13 @@ def assemble(parts: tuple[Array, ...]) -> Float[Array, "D D"]:
     return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
-def largest_block(rows: Float[Array, "N D"]) -> tuple[Array, Array]:
-    """(the ROTATED dimensions with the largest sums of squares [k], their products [k, k]) of rows about a mean.
+def largest_block(rows: Float[Array, "N D"], most: int = ROTATED) -> tuple[Array, Array]:
+    """(the k dimensions with the largest sums of squares, their products [k, k]) of rows about a mean; k <= ``most``.
 
     Where massive dimensions move together, their products have no digits left for what they differ by, and every
     float32 factorisation fails; along their principal axes they have.
     """
-    _, top = lax.top_k(jnp.sum(rows * rows, axis=0), min(ROTATED, rows.shape[1]))
+    _, top = lax.top_k(jnp.sum(rows * rows, axis=0), min(most, rows.shape[1]))
     part = rows[:PILOT_ROWS, top]
     return top, product(part.T, part)
 
@@ -112,9 +113,53 @@ def principal_axes(blocks: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(usable.astype(np.float64))[1].astype(blocks.dtype)
 
 
-def rotate(rows: Float[Array, "N D"], top: Int[Array, " k"], axes: Float[Array, "k k"]) -> Float[Array, "N D"]:
-    """Rows with their dimensions ``top`` along ``axes`` in place of their own."""
-    return rows.at[:, top].set(product(rows[:, top], axes))
+def rotate(
+    x: Float[Array, "N D"], mean: Float[Array, " D"], top: Int[Array, " k"], axes: Float[Array, "k k"]
+) -> Float[Array, "N D"]:
+    """x - mean with its dimensions ``top`` along ``axes`` (last the largest) in place of their own.
+
+    What is large in them must not leave its rounding in what is small: the difference keeps its own, and the largest
+    axes are taken out one after another, exactly. `rotation` has what this comes to.
+    """
+    rows, whole, of_mean = x - mean[None], x[:, top], mean[top][None]
+    part, along = rows[:, top], []
+    back = part - whole
+    rounding = (whole - (part - back)) - (of_mean + back)
+    first = max(len(axes) - TAKEN_OUT, 0)
+    for i in reversed(range(first, len(axes))):
+        along.append(product(part, axes[:, i : i + 1]))
+        part = _less_product(part, along[-1], axes[None, :, i])
+    rotated = jnp.concatenate([product(part, axes[:, :first]), *along[::-1]], axis=1)
+    return rows.at[:, top].set(rotated + product(rounding, axes))
+
+
+def rotation(axes: np.ndarray) -> np.ndarray:
+    """[..., k, k] in float64, orthogonal as ``axes`` are: ``rotate`` makes ``(x - mean)[:, top] @ rotation(axes)``."""
+    axes = axes.astype(np.float64)
+    taken = np.broadcast_to(np.eye(axes.shape[-1]), axes.shape)
+    result = axes.copy()
+    first = max(axes.shape[-1] - TAKEN_OUT, 0)
+    for i in reversed(range(first, axes.shape[-1])):
+        axis = axes[..., i : i + 1]
+        result[..., i : i + 1] = taken @ axis
+        taken = taken - (taken @ axis) @ np.swapaxes(axis, -1, -2)
+    result[..., :first] = taken @ axes[..., :first]
+    return result
+
+
+def _less_product(a, b, c):
+    """a - b c with the product's rounding taken along (Dekker 1971); a is near b c where it is large."""
+    if a.dtype == jnp.float64:
+        return a - b * c
+
+    def split(value):
+        large = 4097 * value  # 2^12 + 1: halves of twelve bits, whose products are exact
+        high = large - (large - value)
+        return high, value - high
+
+    whole, (b_high, b_low), (c_high, c_low) = b * c, split(b), split(c)
+    error = ((b_high * c_high - whole) + b_high * c_low + b_low * c_high) + b_low * c_low
+    return (a - whole) - error
 
 
 def rotate_moments(m: Moments) -> tuple[Moments, np.ndarray, np.ndarray, float]:

@@ -6,9 +6,10 @@ For one layer, x [N, D] and y [N, C] with their means taken out:
     w   = Q diag(1 / (e + alpha)) Q'x'y
     leave-one-out residual_i = (y_i - x_i w) / (1 - h_i),   h_i = 1/N + sum_d (x_i Q)_d^2 / (e_d + alpha)
 
-so that every penalty after the first costs next to nothing (factors.py). Products are in float32 at the highest matmul
+so that every penalty after the first costs next to nothing (eigen.py). Products are in float32 at the highest matmul
 precision, the eigendecomposition in float64: a float32 one puts errors of 1e-3 to 1e-2 into the leave-one-out errors of
-states with a few huge dimensions. With N < 2 D, or a small x, everything is in float64.
+states with a few huge dimensions. With N < 2 D, or a small x, all is in float64, and where 1 - h or the condition
+asks for it. Accelerators take one float32 Cholesky factorisation a penalty instead (cholesky.py).
 Source: Hastie, Tibshirani & Friedman (2009), section 7.10; equals scikit-learn's RidgeCV.
 """
 
@@ -20,10 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprobe.errors import InputError
-from jaxprobe.probes import eigen as factors
-from jaxprobe.probes import search as solve
+from jaxprobe.probes import search, solve
 from jaxprobe.probes.devices import batches, gather, solving
-from jaxprobe.probes.moments import Moments, product, rotate_moments, shifted
+from jaxprobe.probes.moments import Moments, product, shifted
 
 
 class RidgeFit(NamedTuple):
@@ -82,9 +82,10 @@ def fit_ridge(
       criterion: "leave_one_out" (exact); "leave_one_group_out" (exact, for any number of groups); "k_fold" (the same,
         less work for a few large folds); "generalised" (cross-validation, half the work of leave-one-out).
       groups: [N] labels of groups or folds, for leave_one_group_out and k_fold.
-      dtype: "float32" (products in float32, eigendecomposition in float64) or "float64" (everything).
-      solver: "eigh", or "cholesky" (one a penalty, in the dtype); None takes Cholesky on TPU and eigh elsewhere. Groups
-        and folds always take eigh. TPUs have no float64 linear algebra: what needs it is solved on the host.
+      dtype: "float32" (products in float32 where that suffices, the eigendecomposition in float64) or "float64".
+      solver: "eigh", or "cholesky": one factorisation a penalty, in float32 throughout, and in float64 on the host
+        where its own monitors find that float32 does not suffice (see ``notes``). None takes Cholesky on accelerators
+        and eigh on a CPU. TPUs have no float64 linear algebra: what asks for it is solved on the host.
       devices: the layers are spread over these; all local accelerators or one CPU by default.
       names: L names of the layers for messages; their numbers by default.
       rows: [N] bool, the rows to fit on; all by default. Fits of one x that differ in these share a compiled program.
@@ -108,7 +109,7 @@ def fit_ridge(
         rows = np.asarray(rows, bool)
         if rows.shape != (x.shape[1],) or len(y) != len(rows):
             raise InputError(f"rows has shape {rows.shape} for x {x.shape} and {len(y)} rows of y. Mark each row of x.")
-        if problems := solve.check_groups(groups, len(rows)):  # before they are cut
+        if problems := search.check_groups(groups, len(rows)):  # before they are cut
             raise InputError(*problems)
         if not solve.can_leave_out(rows, x.shape[2], criterion, dtype, solver, devices):
             groups = None if groups is None else np.asarray(groups)[rows]
@@ -184,8 +185,10 @@ def predict_layer(fit: RidgeFit, layer: int, x: np.ndarray | Array) -> Float[np.
     weights, mean = weights[: x.shape[-1]], mean[: x.shape[-1]]
     # The mean goes first: in a dimension of mean 1e4 and deviation 1, x @ w + b would lose four digits.
     at_mean = fit.intercept[layer] + mean.astype(np.float64) @ weights.astype(np.float64)
-    with jax.enable_x64(True):
+    wide = weights.dtype == np.float64  # accelerators have no float64 products worth the name
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0] if wide else None):
         # In float64: where a probe explains little, predictions differ by less than float32 resolves beside the mean.
+        x = np.asarray(x) if wide else x
         return np.asarray(_centred_product(x, mean, weights), np.float64) + at_mean
 
 
@@ -222,23 +225,19 @@ def solve_moments(
     criterion: str = "generalised",
 ) -> dict[str, np.ndarray]:
     """``fit_moments`` as arrays of which each has a leading axis of states, for ``to_fit``; none without states."""
-    problems = solve.check_options(alphas, "leave_one_out", None, None, "float64", None)
+    problems = search.check_options(alphas, "leave_one_out", None, None, "float64", None)
     if criterion not in ("generalised", "k_fold"):
         problems.append(f"moments cannot give {criterion!r}. Take generalised or k_fold, or keep the states.")
     if problems:
         raise InputError(*problems)
-    mesh, engine = solve.place(jax.local_devices()[:1], "eigh", True, "float64")
-    choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float64", engine, mesh)
+    choice = solve.make_choice(alphas, alpha_per_target, criterion, None, "float32", "cholesky", None)
     solved, y_means, y_scales = [], [], []
     for name, of_folds in moments.items():
         y_mean, y_scale = _target_scale(name, of_folds, criterion)
         with solving(of_folds.xx.shape):
-            rotated, top, axes, scale = rotate_moments(_over_scale(of_folds, y_scale))
-            solved.append(solve.solve_moments(jax.tree.map(lambda leaf: leaf[None], rotated), choice, [scale]))
-        for leaf in (solved[-1].weights, solved[-1].x_mean[..., None]):
-            leaf[0, top] = axes @ leaf[0, top]
-        solve.check_finite([name], solved[-1])
-        solve.warn_of_condition([name], solved[-1], "float32")  # whatever dtype the sums are in: of float32 products
+            solved.append(solve.solve_moments(_over_scale(of_folds, y_scale), choice))
+        search.check_finite([name], solved[-1])
+        search.warn_of_condition([name], solved[-1], "float32")  # whatever dtype the sums are in: of float32 products
         y_means.append(y_mean)
         y_scales.append(y_scale)
     return _leaves(solved, y_means, y_scales)
@@ -272,7 +271,7 @@ def _solve(
     """Batches of states, in bounded memory; see fit_ridge."""
     y = np.asarray(y, np.float64)
     fitted = y if rows is None else y[rows]
-    problems = solve.check_targets(fitted) + solve.check_options(alphas, criterion, groups, len(y), dtype, solver)
+    problems = search.check_targets(fitted) + search.check_options(alphas, criterion, groups, len(y), dtype, solver)
     if problems:
         raise InputError(*problems)
     if not names:
@@ -287,23 +286,23 @@ def _solve(
         return state
 
     first = checked_read(names[0])
-    mesh, engine = solve.place(devices, solver, groups is not None, factors.product_dtype(*first.shape, dtype))
-    choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, engine, mesh)
+    mesh, solver = solve.place(devices, solver, dtype)
+    choice = solve.make_choice(alphas, alpha_per_target, criterion, groups, dtype, solver, mesh)
     solved = []
     with solving(first.shape):
         for batch, x in batches(names, checked_read, first, mesh):
             leaves = solve.solve_batch(x, (y - y_mean) / y_scale, choice, rows)
-            solved.append(solve.Solved(*(leaf[: len(batch)] for leaf in leaves)))
-            solve.check_finite(batch, solved[-1])
-            solve.warn_of_condition(batch, solved[-1], "float64")
+            solved.append(search.Solved(*(leaf[: len(batch)] for leaf in leaves)))
+            search.check_finite(batch, solved[-1])
+            search.warn_of_condition(batch, solved[-1], "float64")
     return _leaves(solved, [y_mean] * len(names), [y_scale] * len(names))
 
 
-def _leaves(batches: list[solve.Solved], y_means: Sequence, y_scales: Sequence) -> dict[str, np.ndarray]:
+def _leaves(batches: list[search.Solved], y_means: Sequence, y_scales: Sequence) -> dict[str, np.ndarray]:
     """The layers of all batches; the targets of each have a mean and a deviation [C]."""
     if not batches:
         return {}
-    leaves = solve.Solved(*map(np.concatenate, zip(*batches, strict=True)))._asdict()
+    leaves = search.Solved(*map(np.concatenate, zip(*batches, strict=True)))._asdict()
     return leaves | {"y_mean": np.stack(y_means), "y_scale": np.stack(y_scales)}
 
 
@@ -313,15 +312,15 @@ def to_fit(leaves: Mapping[str, np.ndarray], names: Sequence[str], dtype: str = 
     Args:
       leaves: from ``solve_states`` or ``solve_moments``.
       names: of all the states, for the notes.
-      dtype: of the weights, unless some were solved in float64: float32 ones would not keep what that gained.
+      dtype: of the weights, unless some have more digits than float32 would keep.
     """
     leaves = dict(leaves)
     y_mean, y_scale = leaves.pop("y_mean"), leaves.pop("y_scale")
-    solved = solve.Solved(**leaves)
-    dtype = "float64" if solved.repeated.any() else dtype
+    solved = search.Solved(**leaves)
+    dtype = "float64" if solved.wide.any() else dtype
     weights, x_mean = (solved.weights * y_scale[:, None]).astype(dtype), solved.x_mean.astype(dtype)
     intercept = y_mean - np.einsum("ld,ldc->lc", x_mean, weights, dtype=np.float64)
     tried = ~np.isnan(solved.losses).all(axis=(0, 2))
     alphas, losses = solved.alphas[:, tried], solved.losses[:, tried] * y_scale[:, None] ** 2
-    notes = solve.notes_of(names, solved)
+    notes = search.notes_of(names, solved)
     return RidgeFit(weights, intercept, x_mean, solved.alpha, alphas, losses, solved.condition, notes)

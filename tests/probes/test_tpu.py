@@ -1,21 +1,13 @@
 """The TPU route compiles for a TPU topology (no TPU is needed)."""
 
 import re
+import time
 
 import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from jaxprobe.cost.chips import parse_topology
-from jaxprobe.plan.topologies import tpu_devices, without_cache
-from jaxprobe.probes import cholesky
-from jaxprobe.probes import eigen as factors
-from jaxprobe.probes.devices import over_layers
-from jaxprobe.probes.search import place
-
-pytestmark = pytest.mark.libtpu
+from jaxprobe.cost.chips import parse_topology, tpu_devices
+from jaxprobe.probes.solve import place, row_programs
 
 
 @pytest.fixture(scope="module")
@@ -24,27 +16,22 @@ def devices(libtpu):
 
 
 def test_what_needs_float64_goes_to_the_host(devices):
-    mesh, engine = place(devices, None, False, "float32")
-    assert mesh.size == 4 and engine is cholesky
-    for solver, grouped, dtype in [("eigh", False, "float32"), (None, True, "float32"), (None, False, "float64")]:
-        mesh, engine = place(devices, solver, grouped, dtype)
-        assert mesh.devices.flat[0].platform == "cpu" and engine is factors
+    mesh, solver = place(devices, None, "float32")
+    assert mesh.size == 4 and solver == "cholesky"
+    for solver, dtype in [("eigh", "float32"), (None, "float64")]:
+        mesh, solver = place(devices, solver, dtype)
+        assert mesh.devices.flat[0].platform == "cpu" and solver == "eigh"
 
 
-def test_cholesky_compiles_without_communication(devices):
-    mesh, engine = place(devices, None, False, "float32")
-    shaped = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-    with jax.enable_x64(True):
-        x, y = shaped((4, 2048, 128), jnp.float32, P("layer")), shaped((2048, 2), jnp.float64, P())
-        alphas = shaped((4, 12), jnp.float64, P("layer"))
-        factor = over_layers(engine.factor, mesh, (0, None), dtype="float32")
-        f = jax.tree.map(lambda leaf: shaped(leaf.shape, leaf.dtype, P("layer")), jax.eval_shape(factor, x, y))
-        leave_one_out = over_layers(engine.leave_one_out, mesh, (0, 0, None, 0), dtype="float32")
-        programs = [factor.lower(x, y), leave_one_out.lower(f, x, y, alphas)]
-        programs += [
-            over_layers(engine.weights_at, mesh, (0, 0, 0)).lower(f, x, shaped((4, 2), jnp.float64, P("layer")))
-        ]
-        for program in programs:
-            with without_cache():
-                text = program.compile().as_text()
+@pytest.mark.parametrize("rows", [2048, 600])
+def test_leave_one_out_compiles_in_a_minute_without_communication(devices, rows):
+    """At width 1,024 and more the root is a loop, of one size for every width."""
+    mesh, _ = place(devices, None, "float32")
+    with jax.enable_x64(False):
+        programs = row_programs(mesh, 4, rows, 1024, 2, "bfloat16", 12)
+        for name, (compiled, *arguments) in programs.items():
+            started = time.process_time()
+            text = compiled.lower(*arguments).compile().as_text()
+            assert time.process_time() - started < 60, name
             assert not re.search(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text)
+            assert not re.search(r"\bf64\[", text)

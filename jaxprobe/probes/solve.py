@@ -1,0 +1,333 @@
+"""A batch of layers, from rows or from moments: which solver, where, and what is done again in float64.
+
+On a CPU from rows: an eigendecomposition (eigen.py), whose products are in float32 where that suffices. On accelerators
+from rows: float32 Cholesky (cholesky.py). From moments everywhere: Cholesky (folds.py).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from jaxprobe.probes import cholesky, eigen, folds
+from jaxprobe.probes.devices import layer_mesh, on_cpu, on_tpu, over_layers
+from jaxprobe.probes.groups import group_predictions, padded_groups, sort_groups
+from jaxprobe.probes.moments import Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
+from jaxprobe.probes.search import CONDITION_LIMIT, LEAST_OTHERS, Choice, Solved, search
+
+# Up to so many groups are each left out of x'x, in feature space; more are left out of the hat matrix.
+FEW_GROUPS = 32
+# How moments are factored: (dtype, floor). Float32 products may leave x'x indefinite by their rounding; the last gives
+# it that much, and the condition says that it was needed.
+ATTEMPTS = ("float32", 0.0), ("float64", 0.0), ("float64", 3e-7)
+
+
+def place(devices: Sequence[jax.Device] | None, solver: str | None, dtype: str) -> tuple[Mesh, str]:
+    """(mesh, eigh or cholesky): where and by what layers are solved."""
+    mesh = layer_mesh(devices)
+    if solver is None:
+        solver = "cholesky" if dtype == "float32" and not on_cpu(mesh) else "eigh"
+    if on_tpu(mesh) and (solver == "eigh" or dtype == "float64"):
+        mesh = _host()
+    return mesh, solver
+
+
+def _host() -> Mesh:
+    return layer_mesh(jax.local_devices(backend="cpu")[:1])
+
+
+def make_choice(alphas, alpha_per_target: bool, criterion: str, groups, dtype: str, solver: str, mesh: Mesh) -> Choice:
+    """The options of a fit, checked before, in the form that solve_batch wants."""
+    alphas = None if alphas is None else np.asarray(alphas, np.float64)
+    groups = None if groups is None else sort_groups(groups)
+    return Choice(alphas, alpha_per_target, criterion, groups, dtype, solver, mesh)
+
+
+def can_leave_out(rows: np.ndarray, d: int, criterion: str, dtype: str, solver: str | None, devices) -> bool:
+    """Whether a fit may go over all N rows and count only those that ``rows`` [N] marks, as exactly as over these."""
+    enough = eigen.product_dtype(int(rows.sum()), d, "float32") == "float32"
+    return enough and criterion == "leave_one_out" and place(devices, solver, dtype)[1] == "eigh"
+
+
+def solve_batch(x: Array, y: np.ndarray, choice: Choice, inside: np.ndarray | None = None) -> Solved:
+    """Probes of x [B, N, D] for standardised y [N, C] (under ``jax.enable_x64``).
+
+    ``inside`` [N] marks the rows that count, where `can_leave_out` allows. What float32 does not suffice for is solved
+    again in float64.
+    """
+    if choice.solver == "cholesky":
+        return _by_cholesky(x, y, choice)
+    if choice.criterion == "k_fold" and not eigen.in_sample_space(*x.shape[1:]):
+        of_layers = over_layers(_fold_moments, choice.mesh, (0, None, None))(x, y, _held(choice, len(y)))
+        layers = [solve_moments(jax.tree.map(lambda leaf, i=i: leaf[i], of_layers), choice) for i in range(len(x))]
+        return Solved(*map(np.concatenate, zip(*layers, strict=True)))._replace(wide=np.zeros(len(x), bool))
+    solved = _by_eigh(x, y, choice, inside)
+    again = (solved.least < LEAST_OTHERS) | (solved.condition > CONDITION_LIMIT["float32"])
+    if eigen.product_dtype(*x.shape[1:], choice.dtype) == "float64" or not again.any():
+        return solved
+    exact = choice._replace(dtype="float64", mesh=_host())
+    for layer in np.flatnonzero(again):
+        repeated = _by_eigh(np.asarray(x[layer])[None], y, exact, inside)
+        repeated = repeated._replace(repeated=np.full(1, -1), wide=np.ones(1, bool))
+        for leaf, value in zip(solved, repeated, strict=True):
+            leaf[layer] = value[0]
+    return solved
+
+
+# ---- By eigendecomposition ------------------------------------------------------------------------------------------
+
+
+def _by_eigh(x, y: np.ndarray, choice: Choice, inside: np.ndarray | None) -> Solved:
+    mesh, dtype, least = choice.mesh, choice.dtype, [np.ones(len(x))]
+    if choice.groups is not None:
+        dtype = "float64"  # a group that holds a row far from all others is taken away from x'x
+    marked = () if inside is None else (inside,)
+    f = over_layers(eigen.factor, mesh, (0, None, *(None,) * len(marked)), dtype=dtype)(x, y, *marked)
+
+    def errors(alphas: np.ndarray, wanted: np.ndarray) -> Array:
+        if choice.criterion == "leave_one_out":
+            axes = (0, 0, None, 0, *(None,) * len(marked))
+            losses, others = over_layers(eigen.leave_one_out, mesh, axes, dtype=dtype)(f, x, y, alphas, *marked)
+            least.append(np.asarray(others))
+            return losses
+        if choice.criterion == "generalised":
+            sample_space = eigen.in_sample_space(*x.shape[1:])
+            compiled = over_layers(eigen.generalised, mesh, (0, None, None, 0), sample_space=sample_space)
+            return compiled(f, np.sum(y**2, axis=0), float(len(y)), alphas)
+        layers = (jax.tree.map(lambda leaf, i=i: leaf[i], f) for i in range(len(x)))
+        each = zip(layers, x, alphas, strict=True)
+        held_out = (group_predictions(layer, rows, y, choice.groups, grid) for layer, rows, grid in each)
+        return np.stack([np.mean((predictions - y) ** 2, axis=1) for predictions in held_out])
+
+    alpha, alphas, losses = search(errors, f.scale, choice)
+    weights = over_layers(eigen.weights_at, mesh, (0, 0, 0))(f, x, alpha)
+    condition = over_layers(eigen.condition_at, mesh, (0, 0))(f, alpha.min(axis=1))
+    wide = np.zeros(len(x), bool)
+    return _solved(choice, weights, f.x_mean, alpha, alphas, losses, condition, np.minimum.reduce(least), wide=wide)
+
+
+def _solved(choice: Choice, weights, x_mean, alpha, alphas, losses, condition, least=None, repeated=None, *, wide):
+    alpha = alpha if choice.alpha_per_target else alpha[:, 0]
+    least = np.ones(len(alpha)) if least is None else least
+    repeated = np.zeros(len(alpha), int) if repeated is None else repeated
+    found = weights, x_mean, alpha, alphas, losses, condition, least, repeated, wide
+    return Solved(*(np.array(leaf) for leaf in found))  # copies: JAX's are read only
+
+
+# ---- By Cholesky, from rows -----------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """Layers that are ready to be fitted in one dtype, and the fits. Nothing here is in another dtype."""
+
+    def __init__(self, x, y: np.ndarray, choice: Choice, dtype: str, mesh: Mesh):
+        self._x64, self._mesh = partial(jax.enable_x64, dtype == "float64"), mesh
+        self._options = dict(blocked=on_tpu(mesh))
+        self._can_whiten = cholesky.in_feature_space(*x.shape[1:])
+        with self._x64():
+            self._y = np.asarray(y, dtype)
+            found = over_layers(cholesky.survey, mesh, (0,), dtype=dtype)(x)
+            self.finite = np.asarray(found.finite)
+            if not self.finite.all():
+                return
+            axes, self._top = principal_axes(np.asarray(found.block)), np.asarray(found.top)
+            self._rotation = rotation(axes)
+            self._layers = over_layers(cholesky.prepare, mesh, (0, 0, 0))(x, found, axes)
+        self.x_mean = np.asarray(found.x_mean, np.float64) + np.asarray(found.x_rest, np.float64)
+        self.scale = np.asarray(found.scale, np.float64)
+        self._criterion = partial(self._run, cholesky.criteria, criterion=choice.criterion)
+        self._groups: tuple | np.ndarray = ()
+        if choice.groups is not None and self._can_whiten and len(choice.groups.sizes) <= FEW_GROUPS:
+            self._criterion, self._groups = partial(self._run, cholesky.fold_criteria), _held(choice, len(y))
+            self._can_whiten = False
+        elif choice.groups is not None:
+            self._groups = padded_groups(choice.groups)
+        self._whiten = {} if self._criterion.args[0] is cholesky.fold_criteria else dict(whiten=False)
+
+    def _run(self, function: Callable, values: np.ndarray, *rest, **static):
+        axes = (0, None, 0, *(None,) * len(rest))
+        with self._x64():
+            compiled = over_layers(function, self._mesh, axes, **self._options, **static)
+            return jax.tree.map(
+                partial(np.array, dtype=np.float64),
+                compiled(self._layers, self._y, values.astype(self._y.dtype), *rest),
+            )
+
+    def criteria(self, alphas: Float[np.ndarray, "B A"]) -> cholesky.Criterion:
+        """Leading axes [B, A]; what is in doubt is whitened where that can be done."""
+        found = self._criterion(alphas, self._groups, **self._whiten)
+        doubtful = ~(found.doubt < 1)
+        for column in np.flatnonzero(doubtful.any(axis=0) & self._can_whiten):
+            again = self._criterion(alphas[:, column : column + 1], self._groups, whiten=True)
+            _take(found, again, doubtful[:, column], column)
+        return found
+
+    def weights(self, alpha: Float[np.ndarray, " B"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(weights [B, D, C] of the dimensions of x, condition [B], doubt [B])."""
+        weights, condition, doubt = self._run(cholesky.weights_at, alpha, whiten=False)
+        doubtful = ~(doubt < 1)
+        if doubtful.any() and self._can_whiten:
+            for leaf, again in zip(
+                (weights, condition, doubt), self._run(cholesky.weights_at, alpha, whiten=True), strict=True
+            ):
+                leaf[doubtful] = again[doubtful]
+        for of_layer, top, axes in zip(weights, self._top, self._rotation, strict=True):
+            of_layer[top] = axes @ of_layer[top]
+        return weights, condition, doubt
+
+
+def _take(found: cholesky.Criterion, again: cholesky.Criterion, layers: np.ndarray, column: int) -> None:
+    """Puts the one penalty of ``again`` in place of ``found``'s at ``column``, for layers [B] that are marked."""
+    for leaf, value in zip(found, again, strict=True):
+        leaf[layers, column] = value[layers, 0]
+
+
+def _by_cholesky(x, y: np.ndarray, choice: Choice) -> Solved:
+    shift = np.zeros((len(x), x.shape[2]))
+    if x.dtype == np.float64 and choice.dtype == "float32":  # what is far from 0 keeps its digits
+        shift = np.asarray(x.mean(axis=1))
+        x = (x - shift[:, None]).astype(np.float32)
+    fits = _Rows(x, y, choice, choice.dtype, choice.mesh)
+    if not fits.finite.all():  # refused by `check_finite`
+        none = [np.zeros(len(x))] * len(Solved._fields)
+        return Solved(*none)._replace(condition=np.where(fits.finite, 1, np.nan))
+    exact: dict[int, _Rows] = {}
+    least, repeated = np.ones(len(x)), np.zeros(len(x), int)
+
+    def in_float64(layer: int) -> _Rows:
+        if layer not in exact:
+            exact[layer] = _Rows(np.asarray(x[layer])[None], y, choice, "float64", _host())
+        return exact[layer]
+
+    def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        found = fits.criteria(alphas)
+        doubtful = ~(found.doubt < 1) & wanted[:, None]
+        for layer, column in np.argwhere(doubtful & (choice.dtype == "float32")):
+            again = in_float64(layer).criteria(alphas[layer, None, column, None])
+            for leaf, value in zip(found, again, strict=True):
+                leaf[layer, column] = value[0, 0]
+        np.minimum(least, np.where(wanted, found.least.min(axis=1), 1), out=least)
+        repeated[:] += doubtful.sum(axis=1)
+        return found.losses
+
+    alpha, alphas, losses = search(errors, fits.scale, choice)
+    weights, condition = np.zeros((len(x), x.shape[2], y.shape[1])), np.zeros(len(x))
+    targets = range(y.shape[1]) if choice.alpha_per_target else [slice(None)]
+    for target in targets:
+        at = alpha[:, target] if choice.alpha_per_target else alpha[:, 0]
+        found = fits.weights(at)
+        for layer in np.flatnonzero(~(found[2] < 1) & (choice.dtype == "float32")):
+            for leaf, value in zip(found, in_float64(layer).weights(at[layer, None]), strict=True):
+                leaf[layer] = value[0]
+            repeated[layer] += 1
+        weights[..., target], condition = found[0][..., target], np.maximum(condition, found[1])
+    return _solved(
+        choice,
+        weights,
+        fits.x_mean + shift,
+        alpha,
+        alphas,
+        losses,
+        condition,
+        least,
+        repeated,
+        wide=np.ones(len(x), bool),
+    )
+
+
+def row_programs(
+    mesh: Mesh, layers: int, rows: int, width: int, targets: int, dtype: str, penalties: int
+) -> dict[str, tuple]:
+    """The programs of `_by_cholesky` for leave-one-out, in their order: name -> (compiled function, its arguments).
+
+    Arguments are shapes: ``layers`` (of all devices) of ``rows`` training rows in ``dtype``. Call under
+    ``jax.enable_x64(False)``. Each but "whitening" (only for penalties that rounding spoilt) runs once a batch.
+    """
+    of_layers, everywhere = (NamedSharding(mesh, spec) for spec in (P("layer"), P()))
+    shaped = lambda shape, dtype="float32": jax.ShapeDtypeStruct((layers, *shape), dtype, sharding=of_layers)
+    each = lambda function, *arguments: jax.tree.map(
+        lambda leaf: shaped(leaf.shape[1:], leaf.dtype), jax.eval_shape(function, *arguments)
+    )
+    x, y = shaped((rows, width), dtype), jax.ShapeDtypeStruct((rows, targets), "float32", sharding=everywhere)
+    survey = over_layers(cholesky.survey, mesh, (0,), dtype="float32")
+    prepare = over_layers(cholesky.prepare, mesh, (0, 0, 0))
+    found = each(survey, x)
+    ready = each(prepare, x, found, found.block)
+    criteria = partial(over_layers, cholesky.criteria, mesh, (0, None, 0, None), criterion="leave_one_out")
+    options = dict(blocked=on_tpu(mesh))
+    programs = {
+        "survey": (survey, x),
+        "normal equations": (prepare, x, found, found.block),
+        "leave-one-out": (criteria(whiten=False, **options), ready, y, shaped((penalties,)), ()),
+    }
+    if cholesky.in_feature_space(rows, width):
+        programs["whitening"] = criteria(whiten=True, **options), ready, y, shaped((1,)), ()
+    weights = over_layers(cholesky.weights_at, mesh, (0, None, 0), whiten=False, **options)
+    return programs | {"weights": (weights, ready, y, shaped(()))}
+
+
+def _held(choice: Choice, rows: int) -> np.ndarray:
+    """[J, N] the rows of each group."""
+    groups = choice.groups
+    held = np.zeros((len(groups.sizes), rows), bool)
+    for mark, start, size in zip(held, groups.starts, groups.sizes, strict=True):
+        mark[groups.order[start : start + size]] = True
+    return held
+
+
+# ---- From moments ---------------------------------------------------------------------------------------------------
+
+
+def _fold_moments(x: Float[Array, "N D"], y: Float[Array, "N C"], held) -> Moments:
+    """Moments of each fold, leading axis [J], about the same shift; in float64 (they outlast the products' digits)."""
+    x_shift = pilot_mean(x, "float64")
+    return jax.lax.map(lambda inside: moments_of(x, y, "float64", x_shift, inside), held)
+
+
+def solve_moments(m: Moments, choice: Choice) -> Solved:
+    """Probes of one layer from moments of standardised targets, leading axis [J]: k-fold over J, or generalised.
+
+    Factors are in float32, refined to the moments' float64; where that does not converge they are in float64 too.
+    """
+    rotated, top, axes, scale = rotate_moments(m)
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        rotated = Moments(*map(jax.numpy.asarray, rotated))
+        everything = _total(rotated)
+        criterion = folds.k_fold if choice.criterion == "k_fold" else folds.generalised
+        repeated = np.zeros(1, int)
+
+        def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+            of_all = _compiled(criterion, *ATTEMPTS[0], together=False)(rotated, everything, alphas[0])
+            losses, doubt = np.array(of_all.losses), np.array(of_all.doubt)
+            for attempt in ATTEMPTS[1:]:
+                for column in np.flatnonzero(~(doubt < 1)):
+                    again = _compiled(criterion, *attempt, together=False)(rotated, everything, alphas[0, column, None])
+                    losses[column], doubt[column] = np.asarray(again.losses)[0], np.asarray(again.doubt)[0]
+                    repeated[0] += attempt == ATTEMPTS[1]
+            return losses[None]
+
+        alpha, alphas, losses = search(errors, [scale], choice)
+        weights, condition = np.zeros((1, *m.xy.shape[1:])), np.zeros(1)
+        for value in np.unique(alpha):
+            for attempt in ATTEMPTS:
+                found, at, doubt = map(np.asarray, _compiled(folds.weights_at, *attempt)(everything, value))
+                if doubt < 1:
+                    break
+            chosen = alpha[0] == value
+            weights[0][:, chosen], condition = found[:, chosen], np.maximum(condition, at)
+    x_mean = np.array(everything.x_shift + everything.x_sum / everything.count)[None]
+    for leaf in (weights, x_mean[..., None]):
+        leaf[0, top] = axes @ leaf[0, top]
+    return _solved(choice, weights, x_mean, alpha, alphas, losses, condition, None, repeated, wide=np.ones(1, bool))
+
+
+_total = jax.jit(folds.total)
+
+
+@cache
+def _compiled(function: Callable, dtype: str, floor: float, **static) -> Callable:
+    return jax.jit(partial(function, dtype=dtype, floor=floor, blocked=False, **static))
