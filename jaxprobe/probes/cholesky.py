@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprobe.probes.eigen import layer_scale
+from jaxprobe.probes.eigen import constant_share, layer_scale
 from jaxprobe.probes.moments import ROTATED, assemble, largest_block, product, rotate, strips
 from jaxprobe.probes.root import inverse_root
 
@@ -99,7 +99,7 @@ def prepare(x: Float[Array, "N D"], s: Survey, axes: Float[Array, "k k"]) -> Lay
         return Layer(rows, s.top, assemble(strips(rows)))
     kernel = assemble(strips(rows.at[:, s.top].set(0).T))
     kernel = kernel - kernel.mean(0)[None, :] - kernel.mean(1)[:, None] + kernel.mean()
-    # The constant vector's eigenvalue, 0, would cancel in 1 - h: it gets the mean one, see ``_constant_share``.
+    # The constant vector's eigenvalue, 0, would cancel in 1 - h: it gets the mean one, see ``constant_share``.
     return Layer(rows, s.top, kernel + jnp.trace(kernel) / len(x) ** 2)
 
 
@@ -225,7 +225,7 @@ def _fit_samples(layer: Layer, y, alpha, blocked):
     residual = solved - product(v, mixed)
     weights = product(rest.T, residual) / alpha
     weights = weights.at[top].set(product(root.T, mixed) / norms[:, None])  # as x'residual it would cancel
-    share = _constant_share(kernel, alpha)
+    share = constant_share(jnp.diagonal(kernel), alpha[None])[0]
     whole = jnp.sum(lower**2, axis=1)
     others = whole - jnp.sum(v**2, axis=1) - share
 
@@ -235,12 +235,6 @@ def _fit_samples(layer: Layer, y, alpha, blocked):
     mismatch = jnp.linalg.norm(y - residual - product(rows, weights)) / jnp.linalg.norm(y)
     condition = jnp.max((jnp.diagonal(kernel) + alpha) * whole / alpha)
     return residual, (others, whole), by_pairs, mismatch / MISMATCH_LIMIT, weights, condition
-
-
-def _constant_share(kernel, alpha):
-    """alpha / (alpha + mean eigenvalue) / N: the constant vector's part of alpha (x x' + alpha I)^-1, at every i, j."""
-    n = len(kernel)
-    return alpha / (jnp.trace(kernel) / (n + 1) + alpha) / n
 
 
 def _without_groups(residual, by_pairs, groups, blocked):
