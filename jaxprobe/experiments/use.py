@@ -147,6 +147,7 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
     _announce(engine, layers, options, reporter)
     folder = run.path / "experiments" / f"use-{question.name}-{_key(run, question, options)}"
     parts: dict[int, dict[str, np.ndarray]] = {}
+    spelled = _spelled(table, run.settings.seed)
     with reporter.task("use", len(layers), "layers") as advance:
         for layer in layers:
             file = folder / f"{layer}.npz"
@@ -155,7 +156,7 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
                     parts[layer] = dict(kept)
             else:
                 parts[layer] = _one_layer(
-                    engine, layer, states[site(layer)], table, question, asked, options, run.settings.seed
+                    engine, layer, states[site(layer)], table, question, asked, spelled, options, run.settings.seed
                 )
                 with replacing(file) as temporary, open(temporary, "wb") as opened:
                     np.savez(opened, **parts[layer])
@@ -282,6 +283,7 @@ def _one_layer(
     table: EntityTable,
     question: Question,
     asked: _Asked,
+    spelled: np.ndarray,
     options: Options,
     seed: int,
 ) -> dict[str, np.ndarray]:
@@ -306,10 +308,7 @@ def _one_layer(
     every["answers"] = apply_edit(leace(with_targets(cov, rows, onehot)), own)
     unrelated = _unrelated(table, z.shape[1])
     every["unrelated"] = apply_edit(leace(with_targets(cov, rows, unrelated[train])), own)
-    spelled = predict_from_ngrams(table.texts, z, table.is_test, seed)
-    every["spelling"] = apply_edit(
-        leace(with_targets(cov, rows, _spelled(table, z, spelled.predictions, seed)[train])), own
-    )
+    every["spelling"] = apply_edit(leace(with_targets(cov, rows, spelled[train])), own)
     other = rng.permutation(len(own))
     every["interchange"] = own[np.where(asked.right[other] != asked.right, other, (np.arange(len(own)) + 1) % len(own))]
 
@@ -389,13 +388,12 @@ def _unrelated(table: EntityTable, count: int) -> np.ndarray:
     return features[:, : min(count, 3)]
 
 
-def _spelled(table: EntityTable, z: np.ndarray, of_test: np.ndarray, seed: int) -> np.ndarray:
-    """[N, T] what the spelling says of every row: of training rows by halves that were fitted on the other half."""
-    half = np.random.default_rng(seed).random(len(z)) < 0.5
-    guess = np.zeros_like(z)
+def _spelled(table: EntityTable, seed: int) -> np.ndarray:
+    """[N, T] what the spelling says of every row: by halves of the rows, each fitted on the other half."""
+    half = np.random.default_rng(seed).random(len(table)) < 0.5
+    guess = np.zeros(table.targets.shape)
     for left_out in (half, ~half):
-        guess[left_out] = predict_from_ngrams(table.texts, z, left_out, seed).predictions
-    guess[table.is_test] = of_test
+        guess[left_out] = predict_from_ngrams(table.texts, table.targets, left_out, seed).predictions
     return guess
 
 
@@ -438,7 +436,7 @@ def _what_is_left(
     found["left_mlp"] = r2(
         z[test], predict_mlp(fit_mlp(a[None], z[train], max_epochs=20, weight_decays=(0.1,)), b[None])[0]
     )
-    kernel = fit_surface(a / spread, z[train])
+    kernel = fit_surface(a / spread, z[train], lengths=(0.5, 1.0))
     found["left_kernel"] = r2(z[test], surface_at(kernel, b / spread))
     fitted = fit_ridge(x[train][None].astype(np.float32), unrelated[train], criterion="generalised")
     found["unrelated_r2"] = r2(unrelated[test], predicted(fitted, x[test].astype(np.float32)))

@@ -368,4 +368,7 @@ def _target_scale(squares: np.ndarray, count: float, mean: np.ndarray) -> Float[
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "N M"]:
+    if a.shape[1] > 3:  # about the mean, so that little cancels
+        a, b = a - b.mean(0), b - b.mean(0)
+        return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
     return sum((a[:, None, c] - b[None, :, c]) ** 2 for c in range(a.shape[1]))
