@@ -168,7 +168,7 @@ CASES = {
     "nothing named": (["run"], "missing --model --dataset --help"),
     "no table named": (["run", "--model", "model"], "missing --dataset"),
     "no text named": (["predict", "run"], "missing --text"),
-    "no out named": (["export", "run"], "missing --out"),
+    "no out named": (["export", "run"], "--out --vector"),
     "misspelt option": ([*RUN, "--promt", "x"], "Unrecognized --promt Did you mean --prompt"),
     "option of another command": (["demo", "--config", "run"], "Unrecognized --config"),
     "one too many": ([*RUN[:5], "more"], "more"),
