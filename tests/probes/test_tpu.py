@@ -6,8 +6,11 @@ import time
 import jax
 import pytest
 
-from jaxprobe.cost.chips import parse_topology, tpu_devices
+from jaxprobe.cost.chips import parse_topology
+from jaxprobe.plan.topologies import tpu_devices, without_cache
 from jaxprobe.probes.solve import place, row_programs
+
+pytestmark = pytest.mark.libtpu
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,8 @@ def test_leave_one_out_compiles_in_a_minute_without_communication(devices, rows)
         programs = row_programs(mesh, 4, rows, 1024, 2, "bfloat16", 12)
         for name, (compiled, *arguments) in programs.items():
             started = time.process_time()
-            text = compiled.lower(*arguments).compile().as_text()
+            with without_cache():
+                text = compiled.lower(*arguments).compile().as_text()
             assert time.process_time() - started < 60, name
             assert not re.search(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text)
             assert not re.search(r"\bf64\[", text)
