@@ -74,6 +74,16 @@ def checkpoint_steps(steps: int) -> list[int]:
     return sorted(step for step in kept if step <= steps)
 
 
+def check_plan(objective: Objective, steps: int, mesh: Mesh) -> None:
+    """Raises InputError for steps that are no chunks, and for rows that do not divide over the mesh."""
+    if steps < CHUNK or steps % CHUNK:
+        raise InputError(
+            f"{steps} steps are not a multiple of {CHUNK}. Ask for {max(round(steps / CHUNK), 1) * CHUNK}."
+        )
+    if objective.rows % mesh.shape["data"]:
+        raise InputError(f"{objective.rows} rows a step do not divide over {mesh.shape['data']} devices. Use fewer.")
+
+
 def train(
     objective: Objective, steps: int, seed: int, mesh: Mesh, folder: AnyPath | None, progress: Progress
 ) -> History:
@@ -87,12 +97,7 @@ def train(
     Raises:
       InputError: steps or rows that do not divide.
     """
-    if steps < CHUNK or steps % CHUNK:
-        raise InputError(
-            f"{steps} steps are not a multiple of {CHUNK}. Ask for {max(round(steps / CHUNK), 1) * CHUNK}."
-        )
-    if objective.rows % mesh.shape["data"]:
-        raise InputError(f"{objective.rows} rows a step do not divide over {mesh.shape['data']} devices. Use fewer.")
+    check_plan(objective, steps, mesh)
     run = _program(objective, mesh)
     carry, losses, kept = _resume(objective, folder)
     carry = _place(carry, mesh)

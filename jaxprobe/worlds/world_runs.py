@@ -34,7 +34,7 @@ from jaxprobe.worlds.definition import WorldModel
 from jaxprobe.worlds.earth import TINY, World, WorldSettings, make_world
 from jaxprobe.worlds.questions import ask, ask_controls, fit_points
 from jaxprobe.worlds.steering import steer_model
-from jaxprobe.worlds.training import CHUNK, History, Objective, load_history, seconds_a_step, train
+from jaxprobe.worlds.training import CHUNK, History, Objective, check_plan, load_history, seconds_a_step, train
 
 KINDS = {"language": llm.LanguageSettings, "joint-embedding": jepa.JointEmbeddingSettings}
 STEPS = {"language": 1300, "joint-embedding": 3000}
@@ -118,7 +118,8 @@ def train_world_model(
     planned = None if folder is None else _check_owner(folder, document, steps)
     objective = _objective(world, kind, settings, seed, mesh)
     if planned is None:
-        planned = _plan(objective, steps or STEPS[kind], minutes, seed, mesh, reporter)
+        check_plan(objective, STEPS[kind] if steps is None else steps, mesh)  # before anything is written
+        planned = _plan(objective, STEPS[kind] if steps is None else steps, minutes, seed, mesh, reporter)
         if folder is not None:
             _write_json(folder / "world.json", document | {"steps": planned})
     checkpoints = None if folder is None else folder / "checkpoints"
@@ -146,7 +147,7 @@ def open_trained(out: AnyPath) -> Trained:
     if max(history.weights) < document["steps"]:
         raise InputError(
             f"{out} is trained for {max(history.weights)} of {document['steps']} steps. "
-            f"Go on with the command that began it: jaxprobe world train --out {out} ..."
+            f"Go on with the command that began it: jaxprobe world --out {out} ..."
         )
     return Trained(world, kind, settings, seed, history)
 
@@ -258,7 +259,7 @@ def train_into(
         f"World: {len(world):,} cities, {world.seen.sum():,} moves to train on, {world.held.sum():,} held out; "
         f"{world.is_test.sum():,} cities that no probe is fitted on."
     )
-    steps = steps or (TINY_STEPS[kind] if tiny else None)
+    steps = TINY_STEPS[kind] if tiny and steps is None else steps
     trained = train_world_model(
         world, kind, settings=settings, out=out, steps=steps, minutes=minutes, reporter=reporter
     )

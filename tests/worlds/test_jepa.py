@@ -126,3 +126,13 @@ def test_pushing_h_along_the_surface_moves_the_prediction(trained):
     assert exact["place, degree 1"] < exact["nothing"]
     shares = cuts.set_index(["pairs", "how"])["share"]
     assert np.isclose(shares["seen", "place, degree 1"], shares["seen", "random, as degree 1"], atol=0.02)
+
+
+def test_what_can_not_be_trained_leaves_nothing_behind(tmp_path):
+    world = make_world(TINY)
+    for options, problem in (({"steps": 30}, "not a multiple of 25. Ask for 25"), ({"steps": 0}, "Ask for 25")):
+        with pytest.raises(InputError, match=problem):
+            train_world_model(world, "joint-embedding", out=tmp_path / "run", **options)
+    with pytest.raises(InputError, match="no kind 'diffusion'"):
+        train_world_model(world, "diffusion", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
