@@ -1,6 +1,7 @@
 """Every test runs with eight CPU devices, strict dtypes and no silent rank promotion; shapes are checked."""
 
 import atexit
+import contextlib
 import fcntl
 import importlib.metadata
 import importlib.util
@@ -29,6 +30,8 @@ with install_import_hook(["jaxprobe.models", "jaxprobe.extract", "jaxprobe.probe
     import jaxprobe  # noqa: F401
 
 import jax
+import jaxlib.gpu_solver
+import jaxlib.xla_client
 import pytest
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and the processes that tests interrupt would inherit it.
@@ -60,6 +63,10 @@ def cuda(request):
     needed = [f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}", "nvidia-cuda-nvcc", "nvidia-nvvm"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the plugin says that it finds no driver
     _put_on_path(request, "jax_cuda13_plugin", needed)
+    # JAX looked for these calls when it was imported; a plugin that was there then needs none of this.
+    for name, value, api_version in importlib.reload(jaxlib.gpu_solver).registrations()["CUDA"]:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # registered already
+            jaxlib.xla_client.register_custom_call_target(name, value, platform="CUDA", api_version=api_version)
 
 
 def _put_on_path(request, module: str, requirements: list[str]) -> None:

@@ -17,9 +17,13 @@ from jaxprobe.host.machine import product_rate
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families.known import parameters
 from jaxprobe.models.placement import parameter_bytes
+from jaxprobe.probes.cholesky import in_feature_space
+from jaxprobe.probes.moments import ROTATED
 
 # A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
 SHARE_OF_PRODUCT = 0.75
+# Operations of an inverse Cholesky factor, times D^3: cuSOLVER's and a triangular solve; root.py's loop on TPUs.
+ROOT_OPERATIONS = {"gpu": 4 / 3, "tpu": 2.0}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -190,11 +194,41 @@ def count_sums(states: int, rows: int, segments: int, width: int, targets: int, 
     return Program("sums (--no-store)", sums + shard, sums, temporary, peak, operations, traffic)
 
 
-def count_ridge(rows: int, width: int, targets: int, penalties: int) -> dict[str, float]:
-    """Operations of one state's probe by Cholesky, by program: x'x in strips; for each penalty a root, and all rows."""
-    root = width**3 * 4 / 3
-    return {
-        "normal equations": 2 * rows * width**2 * 5 / 8,
-        "leave-one-out": penalties * (root + 2 * rows * width**2),
-        "weights": targets * root,
+class Fit(NamedTuple):
+    """What one state's probe takes."""
+
+    operations: float  # of its products
+    columns: int  # steps one after the other, each of one column: of all factorisations
+
+
+WHITENED = 2  # penalties of a grid whose factor rounding spoilt, as a plan takes it (1 to 4 at one row a dimension)
+
+
+def count_ridge(rows: int, width: int, targets: int, penalties: int, platform: str) -> dict[str, Fit]:
+    """One state's probe from rows by the programs of `probes.solve.row_programs`; whitening is of one penalty."""
+    del targets  # their products are a thousandth
+    side = width if in_feature_space(rows, width) else rows
+    root = ROOT_OPERATIONS[platform] * side**3
+    normal = 2 * rows * width * side * 5 / 8  # the upper triangle, in strips
+    one = Fit(root + 4 * rows**2 * ROTATED, side)  # the largest dimensions are put back
+    if side == width:
+        one = Fit(root + 2 * rows * width**2, width)
+    each = {
+        "survey": Fit(0, 0),
+        "normal equations": Fit(normal, 0),
+        "leave-one-out": Fit(penalties * one.operations, penalties * side),
+        "weights": one,
     }
+    if side == width:
+        # The factor and its rows, and one step: their products, the second factor, and both applied.
+        step = 2 * rows * width**2 * 5 / 8 + 4 * width**3 + root + 2 * rows * width**2
+        each["whitening"] = Fit(one.operations + step, 2 * width)
+    return each
+
+
+def count_fit(rows: int, width: int, targets: int, penalties: int, platform: str) -> Fit:
+    """All of one state's probe from rows."""
+    each = count_ridge(rows, width, targets, penalties, platform)
+    times = {"whitening": WHITENED}
+    operations = sum(times.get(name, 1) * fit.operations for name, fit in each.items())
+    return Fit(operations, sum(times.get(name, 1) * fit.columns for name, fit in each.items()))

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from jaxprobe.cost.chips import Machine, parse_topology
-from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums, forward_steps
+from jaxprobe.cost.counts import Program, Step, count_fit, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
 from jaxprobe.data.prompts import find_prompt
 from jaxprobe.data.table import EntityTable
@@ -35,6 +35,7 @@ from jaxprobe.models.published import find_published
 from jaxprobe.models.tokenizer import load_tokenizer
 from jaxprobe.plan.programs import forward_program, moments_program, ridge_programs
 from jaxprobe.plan.topologies import topology_devices
+from jaxprobe.probes.devices import accelerator_batch
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 from jaxprobe.runs.fit import FOLDS, make_folds
 from jaxprobe.runs.inputs import load_run_table
@@ -45,8 +46,10 @@ from jaxprobe.sites import choose_sites, last_block
 UTILISATION = 0.5  # of the chip's published peak
 STORE_BYTES = 1e9  # a second and host, to shared storage or a disk
 READINGS = 2  # of each stored state: to fit its probe, and to score it
-# A float64 eigendecomposition, times D^3: measured on two CPU cores at D = 576; on a GPU taken to be ten times as fast.
-EIGH_SECONDS = {"cpu": 1.3e-10, "gpu": 1.3e-11}
+# A factorisation goes column by column, each of which waits for the one before; states and folds of a batch share it.
+COLUMN_SECONDS = 2e-6
+# A float32 Cholesky factorisation on a host, times D^3: 0.34 s at D = 2048, measured on two busy cores.
+HOST_FACTOR_SECONDS = 4e-11
 _NOT_ITS_OWN = "the demo model (this model's own is not at hand; --tokenizer can name it)"
 
 
@@ -73,7 +76,7 @@ class RunPlan(NamedTuple):
     ridge: tuple[Program, ...]  # empty where it runs on the host, or was not compiled
     peak_stored: int
     peak_streamed: int
-    fit_streamed: int  # of it, or on TPUs of each host's memory: the fit of one state from sums
+    fit_streamed: int  # of each process's own memory: the fit of one state from sums
     stored: dict[str, float]  # part of a run -> seconds; "total"
     streamed: dict[str, float]
 
@@ -143,7 +146,7 @@ def plan(settings: RunSettings, topology: str, say: Callable[[str], None] = lamb
         layout.distinct_prefixes, step, steps_wanted, bool(devices), parameters, forward, moments, ridge,
         peak_stored=max(peak_of_stored(forward), *(program.peak for program in ridge), 0),
         peak_streamed=_streamed_peak(job, parameters, forward, moments, shares),
-        fit_streamed=_streamed_fit(job),
+        fit_streamed=fit_memory(FOLDS, config.width, job.targets),
         stored=_stored_seconds(job, forward_s),
         streamed=_streamed_seconds(job, forward_s, moments),
     )  # fmt: skip
@@ -234,16 +237,11 @@ def _count(job: _Job) -> _Programs:
 
 
 def _streamed_peak(job: _Job, parameters: int, forward: Program, moments: Program, shares: int) -> int:
-    """The larger of a step with what waits beside it, and on GPUs of a fit."""
+    """A step with what waits beside it."""
     rows = max(len(shard.rows) for shard in job.layout.shards)
     sizes = len(job.states), rows, job.config.width, job.itemsize, job.machine.count
     exchanged = wave_size(*sizes, shares) - wave_size(*sizes)
-    fit = _streamed_fit(job) if job.machine.chip.platform == "gpu" else 0
-    return max(peak_of_streamed(parameters, forward, moments, exchanged), parameters + moments.outputs + fit)
-
-
-def _streamed_fit(job: _Job) -> int:
-    return fit_memory(FOLDS, job.config.width, job.targets)
+    return peak_of_streamed(parameters, forward, moments, exchanged)
 
 
 def _seconds(program: Program, machine: Machine, dtype: str) -> float:
@@ -258,25 +256,18 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
     """The forward while states are written behind it; then they are read, and probes fitted and scored."""
     machine, width, rows, states = job.machine, job.config.width, job.training_rows, len(job.states)
     moved = len(job.table) * states * width * job.itemsize / (STORE_BYTES * machine.hosts)
-    on_gpu = machine.chip.platform == "gpu"
-    if on_gpu or rows < 2 * width:
-        at_once = machine.processes
-        fit = -(-states // at_once) * _eigh_seconds(machine) * min(rows, width) ** 3
-    else:
-        one = sum(count_ridge(rows, width, job.targets, len(RELATIVE_ALPHAS)).values())
-        fit = -(-states // machine.count) * one / (UTILISATION * machine.chip.float32 * 1e12)
-    parts = {"forward": forward_s, "writing": moved, "reading": READINGS * moved, "ridge": fit}
-    return parts | {"total": max(forward_s, moved) + parts["reading"] + fit}
+    one = count_fit(rows, width, job.targets, len(RELATIVE_ALPHAS), machine.chip.platform)
+    each = -(-states // machine.count)  # of a chip, so many at a time
+    batches = -(-each // accelerator_batch((rows, width), job.itemsize, states, machine.count))
+    fit = each * one.operations / (UTILISATION * machine.chip.float32 * 1e12)
+    latency = batches * one.columns * COLUMN_SECONDS
+    parts = {"forward": forward_s, "writing": moved, "reading": READINGS * moved, "ridge": fit, "its columns": latency}
+    return parts | {"total": max(forward_s, moved) + parts["reading"] + fit + latency}
 
 
 def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
-    """The forward, a step of the sums for each shard, and float64 probes: one at a time on each host, or GPU."""
+    """The forward, a step of the sums for each shard, and the fits on the hosts, one of a process's after the other."""
     sums = len(job.layout.shards) * _seconds(moments, job.machine, "float32")
-    each = (FOLDS + 1) * _eigh_seconds(job.machine) * job.config.width**3
+    each = (FOLDS * len(RELATIVE_ALPHAS) + 1) * HOST_FACTOR_SECONDS * job.config.width**3
     parts = {"forward": forward_s, "sums": sums, "ridge": -(-len(job.states) // job.machine.processes) * each}
     return parts | {"total": sum(parts.values())}
-
-
-def _eigh_seconds(machine: Machine) -> float:
-    """TPUs leave float64 to their hosts."""
-    return EIGH_SECONDS["gpu" if machine.chip.platform == "gpu" else "cpu"]

@@ -75,13 +75,13 @@ def ridge_programs(
         return None
     batch = layers_at_once((rows, width), np.dtype(DTYPES[dtype]).itemsize, states, mesh) * mesh.size
     # Loops within loops, of which some end early: what the compiler counts of them means little.
-    counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS))
+    counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS), devices[0].platform)
     each = batch // mesh.size
     compiled = []
     with jax.enable_x64(False):
         programs = solve.row_programs(mesh, batch, rows, width, targets, DTYPES[dtype], len(RELATIVE_ALPHAS))
         for name, program in programs.items():
-            named = Program(f"ridge: {name}", 0, 0, 0, 0, each * counted.get(name, 0), 0)
+            named = Program(f"ridge: {name}", 0, 0, 0, 0, each * counted[name].operations, 0)
             one = _compile(named, devices[0].platform, *program)
             compiled.append(one._replace(operations=named.operations, traffic=0))
     return compiled

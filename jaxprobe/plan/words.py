@@ -5,11 +5,12 @@ from collections import Counter
 from typing import Any
 
 from jaxprobe.cost.chips import GPU_POOL, LINKS, MOST_OF_A_GPU
-from jaxprobe.cost.counts import Program
+from jaxprobe.cost.counts import WHITENED, Program
 from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.host.progress import in_words
 from jaxprobe.mesh import mesh_text
-from jaxprobe.plan.planning import EIGH_SECONDS, READINGS, STORE_BYTES, UTILISATION, RunPlan
+from jaxprobe.plan.planning import COLUMN_SECONDS, HOST_FACTOR_SECONDS, READINGS, STORE_BYTES, UTILISATION, RunPlan
+from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 
 def describe(plan: RunPlan) -> list[str]:
@@ -62,26 +63,20 @@ def conclusions(plan: RunPlan) -> list[str]:
         parts = ", ".join(f"{part} {in_words(value)}" for part, value in seconds.items() if part != "total")
         lines.append(
             f"{name}: peak {peak / 1e9:.2f} of {plan.memory / 1e9:.0f} GB, "
-            f"{'fits' if fits else _remedy(plan, stored, peak)}; {in_words(seconds['total'])} ({parts})."
+            f"{'fits' if fits else _remedy(plan, peak)}; {in_words(seconds['total'])} ({parts})."
         )
     lines.append(
         f"A run's peak has the results of {STEPS_IN_FLIGHT + 1} steps at once; with --no-store also the sums, and "
-        f"{plan.fit_streamed / 1e9:.2f} GB "
-        + ("of each host's memory, not the chip's," if plan.machine.chip.platform == "tpu" else "of one GPU")
-        + " for the fit of a state."
+        f"{plan.fit_streamed / 1e9:.2f} GB of each process's memory, not the chip's, for the fit of a state."
     )
-    if plan.compiled and not plan.ridge:
-        lines.append("Probes run on the hosts, in float64: there are fewer training rows than twice the width.")
     lines += [f"The compiler: {text}" for text in plan.refused]
     return [*lines, "Assumed, not measured on this machine:", *(f"- {line}" for line in assumptions(plan))]
 
 
-def _remedy(plan: RunPlan, stored: bool, peak: int) -> str:
+def _remedy(plan: RunPlan, peak: int) -> str:
     on_gpu, needed = plan.machine.chip.platform == "gpu", math.ceil(100 * peak / (plan.machine.chip.memory * 1e9)) / 100
     if on_gpu and needed <= MOST_OF_A_GPU:
         return f"does NOT fit (it does with the variable XLA_CLIENT_MEM_FRACTION={needed:.2f})"
-    if on_gpu and not stored and plan.fit_streamed > plan.memory:
-        return "does NOT fit (nor does the fit of a state, which is on one GPU, on more of them: store the states)"
     return "does NOT fit (name a larger --topology)"
 
 
@@ -96,8 +91,10 @@ def assumptions(plan: RunPlan) -> list[str]:
         f"Collectives come on top, at {chip.link_bandwidth} GB/s: {LINKS}. Nothing overlaps.",
         f"States are written behind the forward, and read {READINGS} times (to fit, to score), at "
         f"{STORE_BYTES / 1e9:.0f} GB/s a host ({plan.machine.hosts} here).",
-        "Probes in float64 (--no-store; fewer rows than twice the width; GPUs) take, for each eigendecomposition, "
-        f"{EIGH_SECONDS['cpu']:.1e} s x width^3 on a host (measured on two cores), {EIGH_SECONDS['gpu']:.1e} on a GPU.",
+        f"Factorisations on chips go column by column, {COLUMN_SECONDS:.0e} s each (a guess), for all states "
+        f"or folds of a batch; {WHITENED} of {len(RELATIVE_ALPHAS)} penalties are whitened.",
+        "Probes from sums (--no-store) are fitted on the hosts, one state a process at a time: "
+        f"{HOST_FACTOR_SECONDS:.0e} s x width^3 for each fold and penalty (measured on two cores).",
         *(
             [f"JAX takes {GPU_POOL:.0%} of a GPU's memory; the variable XLA_CLIENT_MEM_FRACTION names another part."]
             if chip.platform == "gpu"

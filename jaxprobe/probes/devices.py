@@ -53,10 +53,13 @@ def at_once(mesh: Mesh) -> bool:
 
 def layers_at_once(shape: tuple[int, int], itemsize: int, layers: int, mesh: Mesh) -> int:
     """How many layers' [N, D] a device takes at a time."""
-    if not at_once(mesh):
-        return 1
+    return accelerator_batch(shape, itemsize, layers, mesh.size) if at_once(mesh) else 1
+
+
+def accelerator_batch(shape: tuple[int, int], itemsize: int, layers: int, devices: int) -> int:
+    """How many layers' [N, D] each of so many accelerators takes at a time."""
     size = shape[0] * shape[1] * (itemsize + 4 * FIT_ROWS) + FIT_MATRICES * 4 * min(shape) ** 2
-    return int(np.clip(BATCH_BYTES // size, 1, -(-layers // mesh.size)))
+    return int(np.clip(BATCH_BYTES // size, 1, -(-layers // devices)))
 
 
 def on_cpu(mesh: Mesh) -> bool:

@@ -8,15 +8,28 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxprobe.cost.counts import Step, count_ridge, count_step, forward_operations, forward_seconds, matrix_weights
+from jaxprobe.cost.counts import (
+    ROOT_OPERATIONS,
+    WHITENED,
+    Step,
+    count_fit,
+    count_ridge,
+    count_step,
+    forward_operations,
+    forward_seconds,
+    matrix_weights,
+)
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.mesh import make_mesh
 from jaxprobe.models.published import find_published
 from jaxprobe.models.transformer import Bins, Root, abstract_weights, forward, random_weights
 from jaxprobe.plan.hlo import Collective
-from jaxprobe.probes import cholesky
+from jaxprobe.probes import solve
+from jaxprobe.probes.devices import layer_mesh
+from jaxprobe.probes.moments import ROTATED
 from tests.tiny_llama import llama_config
 
+ROW_PROGRAMS = ("survey", "normal equations", "leave-one-out", "whitening", "weights")
 STEP = Step(bins=4, slots=128, root=16, wanted=24, states=33)
 
 
@@ -69,21 +82,26 @@ def test_a_mesh_shares_the_work():
     }
 
 
-def test_ridge_counts_are_those_of_the_traced_engine():
-    rows, width, targets, penalties = 4096, 512, 2, 12
-    with jax.enable_x64(True):
-        x, y = jnp.zeros((rows, width), jnp.float32), jnp.zeros((rows, targets))
-        factor = lambda x, y: cholesky.factor(x, y, "float32")
-        f = jax.eval_shape(factor, x, y)
-        leave_one_out = lambda f, x, y, alphas: cholesky.leave_one_out(f, x, y, alphas, dtype="float32")
-        normal, errors = (
-            products(jax.make_jaxpr(factor)(x, y).jaxpr),
-            products(jax.make_jaxpr(leave_one_out)(f, x, y, jnp.zeros(penalties)).jaxpr),
-        )
-    counted = count_ridge(rows, width, targets, penalties)
-    # Products with y are left out of the count, and roots are not matrix products in the trace.
-    assert counted["normal equations"] == pytest.approx(normal, rel=0.02)
-    assert counted["leave-one-out"] - penalties * width**3 * 4 / 3 == pytest.approx(errors, rel=0.02)
+@pytest.mark.parametrize("rows", [8192, 2048])
+def test_ridge_counts_are_those_of_the_traced_programs(rows):
+    width, targets, penalties = 4096, 2, 12
+    mesh = layer_mesh(jax.devices()[:1])
+    counted = count_ridge(rows, width, targets, penalties, "gpu")
+    side = width if rows >= 0.75 * width else rows
+    # Roots are no products in the trace: one a penalty, of a whitened one two.
+    roots = {"leave-one-out": penalties, "weights": 1, "whitening": 2}
+    programs = solve.row_programs(mesh, 1, rows, width, targets, "bfloat16", penalties)
+    assert list(programs) == [name for name in ROW_PROGRAMS if name in counted]
+    for name, (function, *arguments) in programs.items():
+        traced = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+        in_roots = roots.get(name, 0) * ROOT_OPERATIONS["gpu"] * side**3
+        # Products with targets and with the monitor's vectors are left out.
+        small = 4 * rows * width * ROTATED  # of the largest dimensions alone
+        assert counted[name].operations == pytest.approx(in_roots + traced, rel=0.06, abs=small)
+        assert counted[name].columns == roots.get(name, 0) * side
+    once = {name: fit.operations for name, fit in counted.items()}
+    whitened = once.pop("whitening", 0) * WHITENED
+    assert count_fit(rows, width, targets, penalties, "gpu").operations == sum(once.values()) + whitened
 
 
 # ---- Against XLA's own count -----------------------------------------------------------------------------------------
