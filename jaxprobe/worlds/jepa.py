@@ -62,6 +62,7 @@ def initial_weights(world: World, settings: JointEmbeddingSettings, seed: int) -
     """Random weights of Enc and Pred, float32."""
     keys = jax.random.split(jax.random.key(seed), 3)
     width, inputs = settings.width, world.action_features().shape[1] + winds(world)
+    encoder: Weights
     if settings.encoder == "vector":
         encoder = {"table": 0.1 * jax.random.normal(keys[0], (len(world), width))}
     else:
