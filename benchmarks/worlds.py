@@ -2,7 +2,7 @@
 
     python benchmarks/worlds.py FOLDER [NAME ...]
 
-writes benchmarks/results/worlds.json and the six figures beside it. FOLDER holds the models, one folder each; a model
+writes benchmarks/results/worlds.json and six figures, docs/worlds-*.png. FOLDER holds the models, one folder each; one
 that is trained there already is not trained again, so that an interrupted benchmark goes on. From nothing it takes
 about half an hour on two cores.
 """
@@ -25,6 +25,7 @@ from jaxprobe.worlds.jepa import JointEmbeddingSettings
 from jaxprobe.worlds.llm import LanguageSettings
 
 RESULTS = Path(__file__).parent / "results"
+PAGES = Path(__file__).parents[1] / "docs"
 SEEDS = (0, 1, 2)
 LANGUAGE, EMBEDDING = "language", "joint-embedding"
 SMALLER = ("language-0-32x2", "language-0-16x2")
@@ -87,7 +88,7 @@ def main(folder: AnyPath, names: list[str]) -> None:
     }
     for name, (model, draw) in needs.items():
         if model in trained:
-            save(draw(), as_path(RESULTS / f"worlds-{name}.png"))
+            save(draw(), as_path(PAGES / f"worlds-{name}.png"))
 
 
 def summary(answers: pd.DataFrame) -> dict[str, Any]:
