@@ -25,6 +25,8 @@ from jaxprobe.runs.execute import run
 from jaxprobe.settings import RunConfig
 from tests.tiny_llama import save_model
 
+pytestmark = pytest.mark.slow
+
 SHARD, SHARDS = 60, 12  # entities; in a run 4,096
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 HEARTBEAT = 5  # seconds, for these tests
@@ -42,8 +44,6 @@ from jaxprobe.host import processes as distributed
 from jaxprobe.cli.main import main
 from jaxprobe.extract import extraction as collect
 from jaxprobe.extract.store.writer import ActivationStore
-
-pytestmark = pytest.mark.slow
 
 def write(self, shard, states, write=ActivationStore.write):
     write(self, shard, states)
