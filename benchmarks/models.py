@@ -16,7 +16,7 @@ RANDOM = {
              "num_key_value_heads": 4, "max_position_embeddings": 256},
     # llama2-7b-random and so on
     **{f"{name.replace('llama-', 'llama')}-random": {field: fields[field] for field in _SHAPE}
-       for name, fields in published_models().items()},
+       for name, fields in published_models().items() if name.startswith("llama-")},
 }  # fmt: skip
 
 

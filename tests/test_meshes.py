@@ -126,7 +126,7 @@ def compile_forward(folder, mesh, what):
     slots = array((BINS, SLOTS), "BT")
     bins = Bins(slots, slots, slots, array((BINS, WANTED), "BT"))
     if what == "root":
-        return _compiled_root(config, mesh).lower(model.weights, bins).compile()
+        return _compiled_root(config, mesh).lower(model.weights, bins, None).compile()
     keys = array((config.layers, ROOT_SLOTS, config.kv_heads, config.head_width), "LRKH", jnp.float32)
     root = Root(keys, keys, jax.ShapeDtypeStruct((), jnp.int32))
     return compiled_step(config, config.states(), mesh, "float32").lower(model.weights, bins, root).compile()
@@ -181,7 +181,7 @@ def test_results_are_where_the_legend_says(folder, mesh):
     """States by bins and wanted rows, the root's keys by heads; once as the shape of one device's part."""
     model = load(folder, mesh)
     data, fsdp, share = (model.mesh.shape[axis] for axis in ("data", "fsdp", "model"))
-    shardings = compile_forward(folder, mesh, "step").output_shardings
+    shardings = list(compile_forward(folder, mesh, "step").output_shardings.values())
     states = NamedSharding(model.mesh, jax.P(None, ("data", "fsdp"), "model", None))
     assert len(shardings) == 3 and all(sharding.is_equivalent_to(states, 4) for sharding in shardings)
     shape = (3, BINS, WANTED, 64)

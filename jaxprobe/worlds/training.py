@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from jaxprobe.errors import InputError
-from jaxprobe.host.paths import AnyPath
+from jaxprobe.host.paths import AnyPath, absolute
 from jaxprobe.host.progress import Progress
 
 CHUNK = 25  # steps of one call of the compiled program
@@ -209,7 +209,10 @@ def load_history(objective: Objective, folder: AnyPath) -> History:
 
 def _save(path: AnyPath, carry: Any, losses: np.ndarray) -> None:
     weights, state = jax.device_get(carry)
-    ocp.save_checkpointables(path, {"weights": weights, "optimiser": jax.tree.leaves(state), "losses": [losses]})
+    # Orbax takes no path that hangs on the folder that the command was given in.
+    ocp.save_checkpointables(
+        absolute(path), {"weights": weights, "optimiser": jax.tree.leaves(state), "losses": [losses]}
+    )
 
 
 def _load(path: AnyPath, carry: Any, losses: np.ndarray, step: int) -> tuple[Any, np.ndarray]:
@@ -225,7 +228,7 @@ def _load(path: AnyPath, carry: Any, losses: np.ndarray, step: int) -> tuple[Any
 
 def _read(path: AnyPath, wanted: dict[str, Any]) -> dict[str, Any]:
     try:
-        return ocp.load_checkpointables(path, wanted)
+        return ocp.load_checkpointables(absolute(path), wanted)
     except (ValueError, KeyError, OSError) as error:  # of another shape, or damaged
         line = str(error).strip().splitlines()[0]
         raise InputError(

@@ -251,10 +251,9 @@ def test_a_text_longer_than_the_context_writes_nothing(model, places, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_without_bos_writes_nothing(model, places, tmp_path):
-    with pytest.raises(InputError, match="no BOS token"):
-        run(settings(without_bos(model, tmp_path), places, tmp_path, target=("founded",)))
-    assert not (tmp_path / "run").exists()
+def test_a_tokenizer_without_bos_is_run_with_a_note(model, places, tmp_path):
+    directory = run(settings(without_bos(model, tmp_path), places, tmp_path, target=("founded",)))
+    assert any("no BOS" in note for note in directory.read_result()["notes"])
 
 
 def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch):
