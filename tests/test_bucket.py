@@ -24,7 +24,8 @@ from jaxprobe.data.fetch import fetch
 from jaxprobe.errors import InputError
 from jaxprobe.extract.store.layout import COMMITTED, DamagedError
 from jaxprobe.host.paths import as_path, is_local, remove_folder, replacing
-from jaxprobe.models.files import checkpoint
+from jaxprobe.host.progress import Reporter
+from jaxprobe.models.files import checkpoint, digest
 from jaxprobe.models.files.digest import weights_digest
 from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import find_model
@@ -122,9 +123,9 @@ def test_a_run_is_the_one_on_a_disk(bucket, remote, local, tmp_path, monkeypatch
     assert remote.is_complete and names(remote.path) == names(local.path)
     assert_same_scores(remote.path, local)
     assert_same_states(remote, local)
-    said = []
-    run(settings(bucket, "gs://bucket/run"), said.append)
-    assert said[-1] == "gs://bucket/run is finished: nothing to do. Report: gs://bucket/run/report.html"
+    heard = Reporter()
+    run(settings(bucket, "gs://bucket/run"), heard)
+    assert heard.lines[-1] == "gs://bucket/run is finished: nothing to do. Report: gs://bucket/run/report.html"
     with pytest.raises(InputError, match="gs://bucket/run belongs to another run"):
         run(settings(bucket, "gs://bucket/run", seed=1))
     assert not list(tmp_path.iterdir())
@@ -144,7 +145,7 @@ def test_what_reads_a_run(remote, local, tmp_path, capsys):
     assert command("report", "gs://bucket/run", "--out", "gs://bucket/page.html")["files"] == ["gs://bucket/page.html"]
     assert "</html>" in as_path("gs://bucket/page.html").read_text()
     files = command("export", "gs://bucket/run", "--out", "gs://bucket/states.safetensors", "--states", "1")["files"]
-    assert files == ["gs://bucket/states.safetensors"]
+    assert files == ["gs://bucket/states.safetensors", "gs://bucket/states.csv"]
     command("export", local.path, "--out", tmp_path, "--states", "1")
     exported = safetensors.numpy.load(as_path(files[0]).read_bytes())["1"]
     assert exported.tobytes() == np.load(tmp_path / "1.npy").tobytes()
@@ -193,11 +194,11 @@ def test_damaged_shards_are_computed_anew(bucket, local):
     with pytest.raises(InputError, match="1 of 12 shards are missing"):
         open_activations(directory.activations_path)
 
-    said = []
+    heard = Reporter()
     with pytest.warns(UserWarning, match="can't be locked"):
-        run(settings(bucket, out, repair=True), said.append)
-    assert "Damaged shards, computed anew: 1." in said
-    assert f"Going on: 10 of 12 shards are stored already in {out}/activations." in said
+        run(settings(bucket, out, repair=True), heard)
+    assert "Damaged shards, computed anew: 1." in heard.lines
+    assert f"Going on: 10 of 12 shards are stored already in {out}/activations." in heard.lines
     assert_same_states(directory, local)
 
 
@@ -224,8 +225,10 @@ def test_tensors_are_fetched_by_rows(bucket, folder, monkeypatch):
 
 
 def test_the_digest_is_that_of_the_files(bucket, folder, monkeypatch):
-    for whole in (checkpoint._DIGEST_WHOLE, 1000):
-        monkeypatch.setattr(checkpoint, "_DIGEST_WHOLE", whole)
+    for whole in (digest.WHOLE_CHECKPOINT, 1000):  # all of it, or blocks of its larger tensors
+        monkeypatch.setattr(digest, "WHOLE_CHECKPOINT", whole)
+        monkeypatch.setattr(digest, "WHOLE_TENSOR", 4096)
+        monkeypatch.setattr(digest, "BLOCK", 64)
         assert weights_digest(open_checkpoint(bucket / "model")) == weights_digest(open_checkpoint(folder / "model"))
 
 

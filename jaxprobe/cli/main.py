@@ -158,7 +158,10 @@ def _parse(arguments: list[str], output: Output) -> commands.Command:
     default = {}
     if found is commands.RunCommand and (config := finder.parse_known_args(rest)[0].config):
         # Another run's settings as defaults, which the other options then change.
-        default = {"default": commands.RunCommand(**asdict(read_settings(config)), config=config)}
+        values = asdict(read_settings(config))
+        # An address is a path to tyro only as a Path, which as_path turns back.
+        values |= {name: Path(str(values[name])) for name in ("out", "data_dir") if values[name] is not None}
+        default = {"default": commands.RunCommand(**values, config=config)}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
