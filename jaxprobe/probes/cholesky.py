@@ -167,19 +167,24 @@ def _fit_features(layer: Layer, y, alpha, whiten, blocked):
         return jnp.sqrt(jnp.sum(rest**2) / VECTORS)
 
     diagonal = jnp.diagonal(gram)
-    root = inverse_root(gram + jnp.diag(alpha + (SHIFT * diagonal if whiten else 0 * diagonal)), blocked=blocked)
-    z = product(rows, root.T)
-    deviation = deviation_of(root, z)
     if whiten:
+        # The first factor is the first turn of the loop: a TPU compiles for as long again for every root in a program.
+        whole = lambda root, z: gram + jnp.diag(alpha + SHIFT * diagonal)
+        left = lambda root, z: product(z.T, z) + alpha * product(root, root.T)
 
         def step(state):
             root, z, _, steps = state
-            again = inverse_root(assemble(strips(z)) + alpha * product(root, root.T), blocked=blocked)
+            again = inverse_root(lax.cond(steps == 0, whole, left, root, z), blocked=blocked)
             root, z = product(again, root), product(z, again.T)
             return root, z, deviation_of(root, z), steps + 1
 
-        unsettled = lambda state: ~(state[2] < 0.1 * DEVIATION_LIMIT) & (state[3] < WHITENINGS)
-        root, z, deviation, _ = lax.while_loop(unsettled, step, (root, z, deviation, 0))
+        unsettled = lambda state: ~(state[2] < 0.1 * DEVIATION_LIMIT) & (state[3] <= WHITENINGS)
+        start = jnp.eye(len(gram), dtype=rows.dtype), rows, jnp.asarray(jnp.inf, rows.dtype), 0
+        root, z, deviation, _ = lax.while_loop(unsettled, step, start)
+    else:
+        root = inverse_root(gram + alpha * jnp.eye(len(gram), dtype=gram.dtype), blocked=blocked)
+        z = product(rows, root.T)
+        deviation = deviation_of(root, z)
     # The coefficients of Z, and what rounding left of their normal equations.
     coefficients = product(z.T, y)
     for _ in range(2):

@@ -114,9 +114,9 @@ def test_a_model_that_cannot_be_run_is_refused_by_its_configuration_alone(hub):
     folder = hub.folder / "owner/other"
     save_model(folder, ["Paris"])
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     (problem,) = find(hub, "owner/other")["problems"]
-    assert problem.startswith("model_type is 'gpt_neox'") and hub.fetched == ["config.json"]
+    assert "'mamba'" in problem and hub.fetched == ["config.json"]
 
 
 def test_a_hub_model_without_a_configuration(hub):
