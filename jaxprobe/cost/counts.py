@@ -220,9 +220,9 @@ def count_ridge(rows: int, width: int, targets: int, penalties: int, platform: s
         "weights": one,
     }
     if side == width:
-        # The factor and its rows, and one step: their products, the second factor, and both applied.
-        step = 2 * rows * width**2 * 5 / 8 + 4 * width**3 + root + 2 * rows * width**2
-        each["whitening"] = Fit(one.operations + step, 2 * width)
+        # Two turns: a factor, and what it is applied to; of the second also the products that it is made from.
+        turn = root + 2 * width**3 + 2 * rows * width**2
+        each["whitening"] = Fit(2 * turn + 2 * rows * width**2 + 2 * width**3, 2 * width)
     return each
 
 

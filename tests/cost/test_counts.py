@@ -95,6 +95,8 @@ def test_ridge_counts_are_those_of_the_traced_programs(rows):
     for name, (function, *arguments) in programs.items():
         traced = products(jax.make_jaxpr(function)(*arguments).jaxpr)
         in_roots = roots.get(name, 0) * ROOT_OPERATIONS["gpu"] * side**3
+        if name == "whitening":  # its loop is traced once and runs twice, the first time from the rows as they are
+            traced += 2 * width**3 + 2 * rows * width**2
         # Products with targets and with the monitor's vectors are left out.
         small = 4 * rows * width * ROTATED  # of the largest dimensions alone
         assert counted[name].operations == pytest.approx(in_roots + traced, rel=0.06, abs=small)
