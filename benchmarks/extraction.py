@@ -29,7 +29,7 @@ from benchmarks.processes import Process
 from benchmarks.rates import block_flops, matmul_shapes
 from benchmarks.summary import summarise
 from jaxprobe.data.catalog import load_table
-from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.models.load import ModelFiles, open_model

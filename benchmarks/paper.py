@@ -21,7 +21,7 @@ from benchmarks.baselines.batches import PAPER_BATCH, in_file_order
 from jaxprobe.cost.chips import CHIPS
 from jaxprobe.cost.counts import matrix_weights
 from jaxprobe.data.catalog import list_datasets, load_table
-from jaxprobe.data.prompts import list_prompts
+from jaxprobe.data.prompt import list_prompts
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.extract.trie import plan_bins
 from jaxprobe.models.load import open_model

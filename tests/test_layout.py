@@ -1,6 +1,7 @@
 """Imports point down one list, so that the package can be read from the top and never back."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def imports() -> Iterator[tuple[Path, str, str]]:
 def test_every_room_has_a_rank():
     rooms = {path.with_suffix("").parts[0] for path in modules().values()}
     assert rooms <= set(RANK)
+
+
+def test_no_file_name_stands_twice():
+    names = Counter(path.name for path in modules().values() if path.name != "__init__.py")
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_imports_point_down():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxprobe.data.columns import in_rows
-from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.errors import InputError
 
 if TYPE_CHECKING:  # importing transformers takes seconds

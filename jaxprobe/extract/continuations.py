@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import STEPS_IN_FLIGHT, bins_per_step, devices_per_share, in_flight, put_batch, run_root

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import Tokens, tokenize
 from jaxprobe.errors import InputError

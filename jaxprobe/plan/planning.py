@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxprobe.cost.chips import Machine, parse_topology
 from jaxprobe.cost.counts import Program, Step, count_fit, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
-from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError

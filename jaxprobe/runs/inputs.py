@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxprobe.data.catalog import load_table
-from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import as_path, check_out, is_address

@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxprobe.cost.counts import forward_operations, forward_seconds
 from jaxprobe.data.catalog import list_datasets
-from jaxprobe.data.prompts import list_prompts
+from jaxprobe.data.prompt import list_prompts
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import blocks, controls, entity_types, layers, registry
 from jaxprobe.experiments import prompts as prompt_transfer

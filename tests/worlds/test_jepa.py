@@ -10,8 +10,8 @@ from jaxprobe.probes.ridge import predict
 from jaxprobe.worlds.definition import WorldModel, predict_arrivals, roll_out, sample_arrivals
 from jaxprobe.worlds.earth import TINY, make_world
 from jaxprobe.worlds.jepa import JointEmbedding, JointEmbeddingSettings, initial_weights, objective
-from jaxprobe.worlds.questions import ask, ask_controls, fit_points
 from jaxprobe.worlds.steering import steer_model
+from jaxprobe.worlds.world_questions import ask, ask_controls, fit_points
 from jaxprobe.worlds.world_runs import train_world_model
 
 STEPS = 450

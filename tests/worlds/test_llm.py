@@ -18,8 +18,8 @@ from jaxprobe.probes.ridge import predict
 from jaxprobe.worlds.definition import WorldModel, predict_arrivals, roll_out
 from jaxprobe.worlds.earth import TINY, make_world
 from jaxprobe.worlds.llm import LanguageSettings, objective
-from jaxprobe.worlds.questions import ask, fit_points
 from jaxprobe.worlds.steering import fit_handle, polynomials, steer_model
+from jaxprobe.worlds.world_questions import ask, fit_points
 from jaxprobe.worlds.world_runs import peak_step, train_world_model
 
 SMALL = LanguageSettings(width=32, layers=2)

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxprobe.data.prompts import COMMON_PROMPTS, PROMPTS, Prompt, find_prompt
+from jaxprobe.data.prompt import COMMON_PROMPTS, PROMPTS, Prompt, find_prompt
 from jaxprobe.errors import InputError
 
 
