@@ -16,7 +16,8 @@ from jaxprobe.experiments.base import each_run, one_number, short_name
 from jaxprobe.experiments.tables import same_rows, tidy_scores
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.host.progress import Progress
-from jaxprobe.probes.metrics import paired_difference, score
+from jaxprobe.probes.class_metrics import accuracy_difference, score_classes
+from jaxprobe.probes.metrics import Interval, paired_difference, score
 from jaxprobe.results.results import Run
 from jaxprobe.sites import Site
 
@@ -37,13 +38,14 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Progress) -> pd.Dat
       ``headline`` whether the layer is the one that the run chose on its training rows.
 
     Raises:
-      InputError: a run that is not finished.
+      InputError: a run that is not finished; runs on class labels beside runs on numbers.
     """
     frames, opened = [], list(each_run(runs, "open", reporter))
-    if labelled := [str(each.path) for each in opened if each.label]:
+    kinds = {bool(each.label): each.path for each in opened}
+    if len(kinds) > 1:
         raise InputError(
-            f"{', '.join(labelled)}: a run on class labels, whose states are not compared by R2. Its accuracy is "
-            "in scores.csv, layer by layer; `jaxprobe report RUN RUN` sets several on one page."
+            f"{kinds[True]} is a run on class labels and {kinds[False]} one on numbers; accuracy and R2 have no scale "
+            "in common. Compare each kind with its own."
         )
     predicted = [read_predicted(each) for each in opened]
     for each, ours in zip(opened, predicted, strict=True):
@@ -71,7 +73,7 @@ class Predicted(NamedTuple):
 
     Attributes:
       table: the test rows only.
-      predictions: state -> [N, C] in target units.
+      predictions: state -> [N, C] in target units; of labels 1 at the class that is named.
       headline: the state that the training rows chose.
       model, prompt: what results call them.
     """
@@ -84,31 +86,30 @@ class Predicted(NamedTuple):
 
 
 def compare_states(run: Predicted, seed: int = 0) -> pd.DataFrame:
-    """R2 of every state with whole groups resampled, and less that of the ``embed`` state.
+    """R2 (of labels the accuracy) of every state with whole groups resampled, and less that of the ``embed`` state.
 
     Returns:
-      A tidy table: metric r2 with ``resampled`` the group column; ``r2_difference`` (paired) with ``compared_with``
-      "embed", where the run has that state, and ``resampled`` "rows" or the group column. 95 % intervals by a bootstrap
-      over test rows, or over whole groups, with the probes fixed.
+      A tidy table: metric r2 or accuracy with ``resampled`` the group column; ``r2_difference`` or
+      ``accuracy_difference`` (paired) with ``compared_with`` "embed", where the run has that state, and ``resampled``
+      "rows" or the group column. 95 % intervals by a bootstrap over test rows, or over whole groups, with the probes
+      fixed.
     """
     states = list(run.predictions)
-    predicted, truth = np.stack([run.predictions[state] for state in states]), run.table.targets
+    predicted = np.stack([run.predictions[state] for state in states])
     frames = []
-    for resampled, labels in _resamplings(run.table).items():
-        options = dict(groups=labels, seed=seed, metrics=("r2",))
+    for resampled, groups in _resamplings(run.table).items():
         names = dict(model=run.model, prompt=run.prompt, resampled=resampled)
-        if labels is not None:  # over rows, the run's own scores have it
-            found = score(truth, predicted, **options)
+        if groups is not None:  # over rows, the run's own scores have it
+            found = _score(run.table, predicted, groups, seed)
             frames.append(tidy_scores(run.table, found, states, compared_with="", **names))
         if "embed" in states:
-            less = paired_difference(truth, predicted, run.predictions["embed"][None], **options)
-            found = {"r2_difference": less["r2"]}
+            found = _difference(run.table, predicted, run.predictions["embed"][None], groups, seed)
             frames.append(tidy_scores(run.table, found, states, compared_with="embed", **names))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def compare_headlines(run: Predicted, other: Predicted, seed: int = 0) -> pd.DataFrame:
-    """R2 of a run's headline layer less that of another run with the same test rows, paired.
+    """R2 (of labels the accuracy) of a run's headline layer less that of another run with the same test rows, paired.
 
     Returns:
       A tidy table like that of `compare_states`; ``compared_with`` names the other run's model, prompt and layer.
@@ -120,22 +121,45 @@ def compare_headlines(run: Predicted, other: Predicted, seed: int = 0) -> pd.Dat
         raise InputError(f"{run.table.name} and {other.table.name} are other test rows; only the same are paired.")
     y_pred, y_base = (each.predictions[each.headline][None] for each in (run, other))
     frames = []
-    for resampled, labels in _resamplings(run.table).items():
-        less = paired_difference(run.table.targets, y_pred, y_base, groups=labels, seed=seed, metrics=("r2",))
+    for resampled, groups in _resamplings(run.table).items():
         names = dict(model=run.model, prompt=run.prompt, resampled=resampled)
         base = f"{other.model}, {other.prompt}, {other.headline}"
-        found = {"r2_difference": less["r2"]}
+        found = _difference(run.table, y_pred, y_base, groups, seed)
         frames.append(tidy_scores(run.table, found, [run.headline], compared_with=base, **names))
     return pd.concat(frames, ignore_index=True)
+
+
+def _score(table: EntityTable, predicted: np.ndarray, groups: Sequence | None, seed: int) -> dict[str, Interval]:
+    """R2, or of labels the accuracy, of L states' predictions [L, N, C]."""
+    if table.label:
+        return score_classes(table.targets.argmax(axis=1), predicted, groups=groups, seed=seed, metrics=("accuracy",))
+    return score(table.targets, predicted, groups=groups, seed=seed, metrics=("r2",))
+
+
+def _difference(
+    table: EntityTable, predicted: np.ndarray, base: np.ndarray, groups: Sequence | None, seed: int
+) -> dict[str, Interval]:
+    """That of predictions [L, N, C] less that of base [1, N, C], from the same resamples."""
+    if table.label:
+        code = table.targets.argmax(axis=1)
+        return {"accuracy_difference": accuracy_difference(code, predicted, base, groups=groups, seed=seed)}
+    less = paired_difference(table.targets, predicted, base, groups=groups, seed=seed, metrics=("r2",))
+    return {"r2_difference": less["r2"]}
 
 
 def read_predicted(run: Run) -> Predicted:
     """The test predictions of every state of a finished run."""
     by_state = {state: part.set_index("row") for state, part in run.predictions.groupby("layer", sort=False)}
     rows = next(iter(by_state.values())).index
-    tested, columns = run.entities["row"].isin(rows), [f"predicted_{target}" for target in run.targets]
+    tested = run.entities["row"].isin(rows)
     rows = run.entities.loc[tested, "row"]
-    predictions = {state: part.loc[rows, columns].to_numpy(np.float64) for state, part in by_state.items()}
+    if run.label:
+        named = {state: part.loc[rows, f"predicted_{run.label}"].to_numpy() for state, part in by_state.items()}
+        classes = np.array(run.classes)
+        predictions = {state: (labels[:, None] == classes).astype(np.float64) for state, labels in named.items()}
+    else:
+        columns = [f"predicted_{target}" for target in run.targets]
+        predictions = {state: part.loc[rows, columns].to_numpy(np.float64) for state, part in by_state.items()}
     return Predicted(run.table.take(tested.to_numpy()), predictions, run.headline_layer, run.model, run.prompt)
 
 
@@ -146,21 +170,23 @@ def _resamplings(table: EntityTable) -> dict[str, np.ndarray | None]:
 
 
 def printed(frame: pd.DataFrame) -> pd.DataFrame:
-    """R2 and differences of R2 with rows resampled; hundreds of rows otherwise."""
-    return one_number(frame, "r2", "r2_difference")[lambda rows: rows["resampled"] == "rows"].drop(columns="headline")
+    """R2 (of labels accuracy) and its differences with rows resampled; hundreds of rows otherwise."""
+    shown = one_number(frame, "r2", "r2_difference", "accuracy", "accuracy_difference")
+    return shown[shown["resampled"] == "rows"].drop(columns="headline")
 
 
 def figures(frame: pd.DataFrame) -> list:
-    """R2 and Spearman against relative depth, a line for each run; where models differ in size, R2 against it."""
-    from jaxprobe.report.line_figure import draw_depths
+    """Scores against relative depth, a line for each run; where models differ in size, the first score against it."""
+    from jaxprobe.report.line_figure import CLASS_METRICS, NUMBER_METRICS, draw_depths
 
-    frame = one_number(frame[(frame["compared_with"] == "") & (frame["resampled"] == "rows")], "r2", "spearman")
+    metrics = NUMBER_METRICS if (frame["metric"] == "r2").any() else CLASS_METRICS
+    frame = one_number(frame[(frame["compared_with"] == "") & (frame["resampled"] == "rows")], *metrics)
     stream = [Site.parse(name).kind in ("embed", "block") for name in frame["layer"]]
     frame = frame[stream]  # final_norm stands at the depth of the last block, and neurons are no stream
     varied = [column for column in ("model", "prompt") if frame[column].nunique() > 1] or ["model"]
     frame = frame.assign(line=frame["run"].map(_line_names(frame, varied)))
     fixed = [str(frame[column].iloc[0]) for column in ("model", "prompt") if column not in varied]
-    return [draw_depths(frame, fixed)]
+    return [draw_depths(frame, metrics, fixed)]
 
 
 def _line_names(frame: pd.DataFrame, varied: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The figures of a run on class labels: accuracy by layer, the confusion matrix, the calibration curve."""
+"""The figures of a run on class labels: accuracy by layer, the confusion matrix, the curves of its probabilities."""
 
 import matplotlib as mpl
 import numpy as np
@@ -23,6 +23,8 @@ def write_class_figures(results: Run) -> list[AnyPath]:
         "confusion": confusion_figure(results),
         "calibration": calibration_figure(results),
     }
+    if len(results.classes) == 2:
+        figures["curves"] = curves_figure(results)
     return [
         save(figure, results.directory.figures_path / f"{stem}.{suffix}")
         for stem, figure in figures.items()
@@ -141,6 +143,43 @@ def calibration_figure(results: Run) -> Figure:
         found = "" if error is None else f"calibration error {error.value:.3f}"
         write_title(figure, "How sure, and how often right", f"{layer_title(results.headline_layer)} · {found}")
         write_footer(figure, "Dashed: sure as often as right. Bars: 95 % of a share of so many rows.", "")
+    return figure
+
+
+def curves_figure(results: Run) -> Figure:
+    """Of two classes: what lowering the bar for the second one finds, beside what it takes wrongly for it."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    rows = results.test_predictions(results.headline_layer)
+    second = results.classes[1]
+    is_second = (rows[f"true_{results.label}"] == second).to_numpy()
+    named = (rows[f"predicted_{results.label}"] == second).to_numpy()
+    sure = rows["probability"].to_numpy(np.float64)
+    sure = np.where(named, sure, 1 - sure)
+    false, found, _ = roc_curve(is_second, sure)
+    precision, recall, _ = precision_recall_curve(is_second, sure)
+    name = str(second) if len(str(second)) <= 24 else str(second)[:23] + "…"
+    area_under, share = results.score(results.headline_layer, "auroc"), float(is_second.mean())
+    with house_style():
+        figure = Figure(figsize=(8.4, 5.0))
+        grid = area(figure, left=0.65, right=0.25, bottom=0.78, top=0.8).subgridspec(1, 2, wspace=0.25)
+        curves = (
+            (false, found, (0, 1), "Share of the others taken for it", "Share of it that is found (recall)", "default"),
+            (recall, precision, (share, share), "Share of it that is found (recall)", "Right when named (precision)",
+             "steps-pre"),
+        )  # fmt: skip
+        for place, (x, y, chance, below, left, style) in zip(grid, curves, strict=True):
+            axes = figure.add_subplot(place)
+            axes.plot([0, 1], chance, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.plot(x, y, color=ACCENT, linewidth=1.8, drawstyle=style)
+            axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+            axes.grid(True, color=FAINT, linewidth=0.5)
+            axes.set_axisbelow(True)
+            axes.set_xlabel(below)
+            axes.set_ylabel(left)
+        found = f"AUROC {area_under.value:.3f} · {100 * share:.1f} % of {count(len(rows), 'test row')} are “{name}”"
+        write_title(figure, f"How “{name}” is found", f"{layer_title(results.headline_layer)} · {found}")
+        write_footer(figure, "Dashed: names drawn at random.", "")
     return figure
 
 

@@ -11,7 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxprobe.report.canvas import to_png
-from jaxprobe.report.class_figures import accuracy_by_layer, calibration_figure, confusion_figure, control_value
+from jaxprobe.report.class_figures import (
+    accuracy_by_layer,
+    calibration_figure,
+    confusion_figure,
+    control_value,
+    curves_figure,
+)
 from jaxprobe.report.control_section import describe_control
 from jaxprobe.report.phrases import count, layer_title, page_title, prompt_in_words
 from jaxprobe.report.sections import colophon, notes
@@ -56,6 +62,7 @@ def _run_section(results: Run) -> str:
         _classes(results),
         "</section><section><h2>How sure, and how often right</h2>",
         _picture(calibration_figure(results), "Calibration curve"),
+        _picture(curves_figure(results), "ROC and precision-recall curves") if len(results.classes) == 2 else "",
         "</section><section><h2>Sure and wrong</h2>",
         _mistakes(results),
         "</section><section><h2>Scores by layer</h2>",

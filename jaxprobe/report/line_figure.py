@@ -1,7 +1,7 @@
 """Scores of several runs as lines: against relative depth, and against the size of the model."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -14,43 +14,46 @@ from jaxprobe.report.canvas import FAINT, LOWEST_R2, area, house_style, legend_l
 from jaxprobe.report.maps import OKABE_ITO
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
-METRICS = {"r2": "Test R²", "spearman": "Spearman"}
+NUMBER_METRICS = {"r2": "Test R²", "spearman": "Spearman"}
+CLASS_METRICS = {"accuracy": "Test accuracy", "balanced_accuracy": "Balanced"}
 
 
-def draw_depths(frame: pd.DataFrame, fixed: Sequence[str]) -> Figure:
-    """R2 and Spearman against relative depth: a panel for each table, a line for each run.
+def draw_depths(frame: pd.DataFrame, metrics: Mapping[str, str], fixed: Sequence[str]) -> Figure:
+    """Scores against relative depth: a panel for each table and metric, a line for each run.
 
-    Where the runs are of models of several sizes, lines are coloured by size, and a row of panels shows R2 of each
-    run's headline layer against it.
+    Where the runs are of models of several sizes, lines are coloured by size, and a row of panels shows the first
+    metric of each run's headline layer against it.
 
     Args:
-      frame: dataset, line (its name in the legend), model, metric ("r2", "spearman"), depth, value, ci_low, ci_high,
-        parameters (NaN where not known) and headline (whether this is the layer that the run chose).
+      frame: dataset, line (its name in the legend), model, metric, depth, value, ci_low, ci_high, parameters (NaN
+        where not known) and headline (whether this is the layer that the run chose).
+      metrics: two of them, and what their axes are called.
       fixed: what all runs have in common, for the subtitle.
     """
     sizes = frame.groupby("line", sort=False)["parameters"].first()
     by_size = len(sizes) > 1 and sizes.notna().all() and sizes.nunique() > 1
     styles = _styles_by_size(sizes) if by_size else dict(zip(sizes.index, _styles(), strict=False))
-    datasets, rows = list(dict.fromkeys(frame["dataset"])), len(METRICS) + by_size
+    datasets, rows = list(dict.fromkeys(frame["dataset"])), len(metrics) + by_size
     below = 0.6 + 0.19 * len(styles)
     with house_style():
         figure = Figure(figsize=(max(5.4, 3.1 * len(datasets) + 0.8), 1.6 + 1.9 * rows + 0.45 * by_size + below))
         space = area(figure, left=0.72, right=0.2, bottom=below, top=0.95)
         grid = space.subgridspec(rows + by_size, len(datasets), hspace=0.1, wspace=0.1, height_ratios=_heights(by_size))
-        for row, (metric, name) in enumerate(METRICS.items()):
+        for row, (metric, name) in enumerate(metrics.items()):
             shared = None
             for column, dataset in enumerate(datasets):
                 axes = shared = figure.add_subplot(grid[row, column], sharey=shared)
                 _draw_lines(axes, frame[(frame["dataset"] == dataset) & (frame["metric"] == metric)], styles)
-                last = row == len(METRICS) - 1
+                last = row == len(metrics) - 1
                 _name(axes, name * (column == 0), "Relative depth" * last, dataset * (row == 0))
             shared.set_ylim(*_limits(frame[frame["metric"] == metric]))
         if by_size:
-            chosen, shared = frame[frame["headline"] & (frame["metric"] == "r2")], None
+            first, name = next(iter(metrics.items()))
+            chosen, shared = frame[frame["headline"] & (frame["metric"] == first)], None
             for column, dataset in enumerate(datasets):
                 axes = shared = figure.add_subplot(grid[-1, column], sharey=shared)
                 _draw_sizes(axes, chosen[chosen["dataset"] == dataset], styles)
-                _name(axes, "R² of the layer chosen" * (column == 0), "Parameters without the head", "")
+                _name(axes, f"{name}, layer chosen" * (column == 0), "Parameters without the head", "")
             shared.set_ylim(*_limits(chosen))
         handles = [
             Line2D([], [], label=legend_label(label, 90), linewidth=2, **style) for label, style in styles.items()

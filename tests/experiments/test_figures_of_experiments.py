@@ -147,7 +147,7 @@ def test_models_of_several_sizes_also_lie_against_their_size():
     frame = layers_table(("m-1b", "m-70m"), (1.4e9, 7e7))
     (figure,) = layers.figures(pd.concat([frame, layers_table(("m-1b", "m-70m"), (1.4e9, 7e7), "rivers")]))
     sizes = figure.axes[-2]
-    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["Test R²", "Spearman", "R² of the layer chosen"]
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["Test R²", "Spearman", "Test R², layer chosen"]
     dots = {line.get_xdata()[0]: line.get_ydata()[0] for line in sizes.lines if line.get_marker() == "o"}
     assert dots == {1.4e9: pytest.approx(0.4), 7e7: pytest.approx(0.8)} and sizes.get_xscale() == "log"
     ends = {tuple(segment[:, 1]) for lines in sizes.collections for segment in lines.get_segments()}

@@ -10,6 +10,7 @@ from sklearn.linear_model import RidgeClassifier
 import jaxprobe
 from jaxprobe.cli.main import main
 from jaxprobe.errors import InputError
+from jaxprobe.report.class_figures import curves_figure
 from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.predict import predict
@@ -120,6 +121,31 @@ def test_experiments_take_a_run_on_labels(made, capsys):
     main(["experiment", "controls", run_folder, "--random-weights", "--json"])
     rows = pd.read_csv(made[0].path / "experiments" / "controls.csv")
     assert "random_weights" in set(rows["control"])
+    main(["experiment", "layers", run_folder, "--json"])
+    rows = pd.read_csv(made[0].path / "experiments" / "layers.csv").query("layer == '1' and split == 'test'")
+    value = rows.query("target == 'mean'").set_index(["metric", "compared_with", "resampled"])["value"]
+    predicted = Run(made[0]).predictions.set_index(["layer", "row"])["predicted_kind"]
+    true = Run(made[0]).entities.set_index("row")["true_kind"]
+    right = {layer: (predicted[layer] == true[predicted[layer].index]).mean() for layer in ("1", "embed")}
+    assert value["accuracy", np.nan, "side"] == pytest.approx(right["1"])
+    assert value["accuracy_difference", "embed", "rows"] == pytest.approx(right["1"] - right["embed"])
+
+
+def test_labels_and_numbers_are_not_compared(made, tmp_path, capsys):
+    frame = pd.read_csv(made[1].dataset).assign(size=np.arange(120.0))
+    frame.to_csv(tmp_path / "sizes.csv", index=False)
+    settings = replace(made[1], dataset=str(tmp_path / "sizes.csv"), target=("size",), out=tmp_path / "run")
     with pytest.raises(SystemExit, match="2"):
-        main(["experiment", "layers", run_folder])
-    assert "scores.csv" in capsys.readouterr().err
+        main(["experiment", "layers", str(made[0].path), str(run(settings).path)])
+    assert "no scale in common" in capsys.readouterr().err
+
+
+def test_two_classes_have_their_curves(made, tmp_path):
+    settings = replace(made[1], target=("side",), group=(), out=tmp_path / "run")
+    finished = run(settings)
+    assert (finished.figures_path / "curves.png").is_file()
+    assert finished.report_path.read_text(encoding="utf-8").count("<img") == 4
+    axes = curves_figure(Run(finished)).axes[0]
+    x, y = axes.lines[1].get_data()
+    score = Run(finished).score(Run(finished).headline_layer, "auroc").value
+    assert np.trapezoid(y, x) == pytest.approx(score, abs=1e-6)
