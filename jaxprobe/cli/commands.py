@@ -226,7 +226,6 @@ class Plan(RunSettings, Command):
     """A named table (see `jaxprobe data list`), or the path of a CSV or Parquet file."""
     # A plan is of both, with a store and without one, and writes nothing.
     out: Annotated[Path | None, tyro.conf.Suppress] = None
-    sites: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     show_tokens: Annotated[bool, tyro.conf.Suppress] = False
     repair: Annotated[bool, tyro.conf.Suppress] = False
     store: Annotated[bool, tyro.conf.Suppress] = True

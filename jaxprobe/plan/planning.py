@@ -122,7 +122,14 @@ def plan(settings: RunSettings, topology: str, say: Callable[[str], None] = lamb
             f"Mesh {mesh_text(sizes)} has {math.prod(sizes.values())} devices, and {topology} has {machine.count}. "
             "Use a mesh of all of them, or leave --mesh out."
         )
-    sites = choose_sites(config.layers, layers=settings.layers or None, final_norm=settings.final_norm)
+    sites = choose_sites(
+        config.layers, layers=settings.layers or None, final_norm=settings.final_norm, sites=settings.sites
+    )
+    if neurons := [str(site) for site in sites if site.letter != "D"]:
+        raise InputError(
+            f"{', '.join(neurons)}: neurons are not planned for, only states of the model's width. Leave them out; a "
+            "site of neurons takes about as much as several blocks."
+        )
     if (last := last_block(sites)) is not None:  # later blocks are not run
         config = replace(config, layers=last + 1)
     config = fit_config(config, sizes, settings.replicate_kv)

@@ -125,7 +125,16 @@ def test_a_config_file_and_the_command_line(tmp_path, capsys):
     assert values["mesh"]["data"] == 2 and values["fits_stored"] and values["forward"]["operations"] > 0
 
 
+def test_sites_that_are_named_are_all_that_is_planned_for():
+    made = plan("llama-2-7b", "h100:8", "cities", sites=("embed", "3", "7.mid"), limit=200)
+    assert made.config.layers == 8  # later blocks are not run
+    read = [plan("llama-2-7b", "h100:8", "cities", sites=sites, limit=200).stored["writing"] for sites in (("3",), ())]
+    assert made.stored["writing"] == pytest.approx(3 * read[0]) and read[1] == pytest.approx(33 * read[0])
+
+
 def test_what_can_not_be_planned_is_refused():
+    with pytest.raises(InputError, match="mlp.3: neurons are not planned for"):
+        plan("llama-2-7b", "h100:8", "cities", sites=("embed", "mlp.3"), limit=100)
     with pytest.raises(InputError, match="K=8 key/value heads do not divide over mesh axis 'model' of size 16"):
         plan("llama-2-70b", "h100:16", "cities", mesh="model=16", limit=100)
     with pytest.raises(InputError, match="Mesh data=4 has 4 devices, and h100:8 has 8"):
