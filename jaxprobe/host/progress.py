@@ -103,6 +103,10 @@ class NotebookReporter(_Lines):
         super().__init__(NOTEBOOK_SECONDS)
         self._handle: Any = None
 
+    def say(self, line: str) -> None:
+        super().say(line)
+        print(line)
+
     def _begin(self, name: str) -> None:
         from IPython.display import display
 
