@@ -24,7 +24,7 @@ FREE = "not in the key"
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Read a model at each name's last token, fit ridge probes on every layer, and write the scores and a report."""
+    """Read a model at each name's tokens, fit ridge probes on every layer, and write the scores and a report."""
 
     model: Annotated[str, FREE]
     """'demo', a Hugging Face folder (path or gs://...), .gguf file, or hub name such as meta-llama/Llama-2-7b-hf."""
@@ -34,6 +34,8 @@ class RunSettings:
     """The run's folder (path or gs://...), new or to go on with; default: runs/TABLE-MODEL, with prompt and limit."""
     prompt: str = "empty"
     """A named prompt of the table, or text with {} for the name: "Where is {}"."""
+    position: Literal["last", "first", "mean", "all"] = "last"
+    """Which of a name's tokens is read: the last, the first, or their mean. (all: in Python, by extract_states.)"""
     text: str | None = None
     """Column of the names, or a template over columns: "{creator}'s {title}"."""
     target: tuple[str, ...] = ()
@@ -98,6 +100,8 @@ def default_folder(settings: RunSettings) -> Path:
     parts = [Path(settings.dataset).name.split(".")[0], Path(settings.model).name.removesuffix(".gguf")]
     if settings.prompt != "empty":
         parts.append(settings.prompt)
+    if settings.position != "last":
+        parts.append(settings.position)
     if settings.limit is not None:
         parts.append(f"limit-{settings.limit}")
     words = "-".join(re.findall(r"[\w.]+", "-".join(parts)))
@@ -124,6 +128,11 @@ def check_settings(settings: RunSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
             problems.append(f"{option(name)} is {value}, wanted {words}.")
+    if settings.position == "all":
+        problems.append(
+            "--position all gives a row a token, and a run has a row a name. Use mean; or take the tokens' states with "
+            'jaxprobe.extract_states(model, table, position="all").'
+        )
     for layer in settings.layers:
         if layer < 0:
             problems.append(f"--layers has {layer}; layers are counted from 0, the first block.")

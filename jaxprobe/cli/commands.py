@@ -55,7 +55,7 @@ class Demo(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class RunCommand(RunSettings, Command):
-    """Read a model at each name's last token, probe every layer, write scores and a report."""
+    """Read a model at each name's tokens, probe every layer, write scores and a report."""
 
     config: Path | None = None
     """Take the settings from another run, its folder or config.json; further options change them."""

@@ -94,7 +94,7 @@ class Output:
         table = Table(
             *heads,
             title=escape("{model}, {dataset}, prompt {prompt}: test scores".format(**names)),
-            caption=f"embed: what the last token alone tells. *: chosen by {result['chosen_by']} on the training rows.",
+            caption=f"embed: what the token alone tells. *: chosen by {result['chosen_by']} on the training rows.",
         )
         for number, row in enumerate(rows):
             table.add_row(*map(escape, row), style="bold" if number == marked else None)

@@ -1,11 +1,11 @@
-"""From names to token ids: which tokens the model reads, and which one is the entity's last."""
+"""From names to token ids: which tokens the model reads, and which of them are the entity's."""
 
 from __future__ import annotations
 
 import re
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # importing transformers takes seconds
 # Rows that are tokenised at a time: bounds the memory of the offsets (Python tuples), and is enough to fill all cores.
 CHUNK_ROWS = 16_384
 
+Position = Literal["last", "first", "mean", "all"]
+
 
 class Tokens(NamedTuple):
-    """The token ids of N entities, each ending at the entity's last token.
+    """The token ids of N entities, each ending at the last token whose state is kept.
 
     Attributes:
       ids: [total] int32, one entity after the other; each starts with BOS, where the tokenizer has one.
@@ -30,6 +32,8 @@ class Tokens(NamedTuple):
         (a token's leading space does not count).
       bos_id: the id that every entity starts with; None where the tokenizer has no BOS.
       plain: [*] int64, the entities that spell a special token, of which the model reads the letters.
+      spans: [N] int64, how many tokens at the end of each entity have a state that is kept.
+      position: which ones these are.
     """
 
     ids: np.ndarray
@@ -37,6 +41,8 @@ class Tokens(NamedTuple):
     straddling: np.ndarray
     bos_id: int | None
     plain: np.ndarray
+    spans: np.ndarray
+    position: Position = "last"
 
 
 def tokenize(
@@ -48,8 +54,9 @@ def tokenize(
     longest_because: str = "the context",
     vocabulary: int | None = None,
     seed: int = 0,
+    position: Position = "last",
 ) -> Tokens:
-    """Token ids of each entity inside its prompt, up to the entity's last token.
+    """Token ids of each entity inside its prompt, up to the entity's last token, or to its first.
 
     The whole string is tokenised once and the entity's tokens are found by character offsets, because the tokens of
     the parts are not the parts of the tokens. Text after the entity shapes its tokens but is not run. BOS is prepended
@@ -65,6 +72,9 @@ def tokenize(
       longest_because: what ends there, for the message: "the context", "an attention window".
       vocabulary: how many ids the model has, of which the random ones are drawn; None for all of the tokenizer's.
       seed: of the random ids, where the prompt asks for them.
+      position: the entity's tokens whose states are kept: its last, its first, the mean of all, or each of all. They
+        are those from the first that covers a character of it to the last that does.
+
     Raises:
       InputError: a prompt that brings its own BOS; entities that are empty, have no tokens, or are longer
         than `max_length`; a token that the model does not have; special tokens in entities and in their prompt.
@@ -82,7 +92,7 @@ def tokenize(
     backend.no_padding()
     backend.no_truncation()
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids, lengths = array("i"), []
+    ids, lengths, spans = array("i"), [], []
     straddling, without_tokens = [], []
     for first in range(0, len(texts), CHUNK_ROWS):
         chunk = [before + text + after for text in texts[first : first + CHUNK_ROWS]]
@@ -92,14 +102,17 @@ def tokenize(
         finally:
             backend.encode_special_tokens = False
         for row, (string, encoding) in enumerate(zip(chunk, encodings, strict=True), start=first):
-            stop, straddles = _entity_stop(string, encoding.offsets, len(before), len(string) - len(after))
+            begin, stop, straddles = _entity_span(string, encoding.offsets, len(before), len(string) - len(after))
             if straddles:
                 straddling.append(row)
             if not stop:
                 without_tokens.append(row)
+            if position == "first":
+                stop = begin + 1
             entity_ids = [*bos, *prefix[row % len(prefix)], *encoding.ids[:stop]]
             ids.extend(entity_ids)
             lengths.append(len(entity_ids))
+            spans.append(stop - begin if position in ("mean", "all") else 1)
     _check_lengths(texts, np.array(lengths), without_tokens, max_length, longest_because)
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if vocabulary is not None and max(ids) >= vocabulary:  # an embedding would be looked up at its last row, silently
@@ -108,7 +121,8 @@ def tokenize(
             "Name the model's own tokenizer with --tokenizer."
         )
     rows = [np.array(some, np.int64) for some in (straddling, plain)]
-    return Tokens(np.array(ids, np.int32), starts, rows[0], tokenizer.bos_token_id, rows[1])
+    spanned = np.array(spans, np.int64)
+    return Tokens(np.array(ids, np.int32), starts, rows[0], tokenizer.bos_token_id, rows[1], spanned, position)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
@@ -118,10 +132,10 @@ def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
     return re.compile("|".join(map(re.escape, sorted(spelled - {""}, key=len, reverse=True))) or r"(?!)")
 
 
-def _entity_stop(string: str, offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, bool]:
-    """One past the last token that covers a character of string[start:end] (0: none does), and whether a token of
-    the entity also covers a character outside. Goes backwards: what follows the entity is short or absent."""
-    stop, straddles = 0, False
+def _entity_span(string: str, offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int, bool]:
+    """The first token that covers a character of string[start:end], one past the last (0: none does), and whether a
+    token of the entity also covers a character outside. Goes backwards: what follows the entity is short or absent."""
+    begin, stop, straddles = 0, 0, False
     for index in range(len(offsets) - 1, -1, -1):
         left, right = offsets[index]
         if right <= start:
@@ -129,9 +143,9 @@ def _entity_stop(string: str, offsets: list[tuple[int, int]], start: int, end: i
         while left < right and string[left].isspace():
             left += 1
         if left < min(right, end):
-            stop = stop or index + 1
+            begin, stop = index, stop or index + 1
             straddles |= left < start or right > end
-    return stop, straddles
+    return begin, stop, straddles
 
 
 def _random_ids(
@@ -186,23 +200,39 @@ def _check_lengths(
 
 
 def show_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, rows: Sequence[int] = range(5)) -> list[str]:
-    """One line a row: its tokens as the vocabulary spells them, BOS first, the entity's last token last."""
+    """One line a row: its tokens as the vocabulary spells them, BOS first, the last one that is read last; several that
+    are read stand in brackets."""
     lines = []
     for row in rows:
         if row < len(tokens.starts) - 1:
             ids = tokens.ids[tokens.starts[row] : tokens.starts[row + 1]]
-            lines.append(f"row {row}: " + " | ".join(tokenizer.convert_ids_to_tokens(ids.tolist())))
+            spelled = tokenizer.convert_ids_to_tokens(ids.tolist())
+            if tokens.spans[row] > 1:
+                spelled[-tokens.spans[row]] = f"[{spelled[-tokens.spans[row]]}"
+                spelled[-1] += "]"
+            lines.append(f"row {row}: " + " | ".join(spelled))
     return lines
 
 
+# What is said of the entity's tokens that are read, where it is not the last.
+_POSITIONS = {
+    "first": "The state is read at each name's first token, of which the model knows nothing that follows.",
+    "mean": "States are means over each name's tokens, {:.1f} on average.",
+    "all": "States are read at each of a name's tokens, {:.1f} on average.",
+}
+
+
 def token_notes(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
-    """What the user should know: BOS, and entities with special tokens or tokens across their edge, with an example."""
+    """What the user should know: where states are read, BOS, and entities with special tokens or tokens across their
+    edge, with an example."""
     notes = [f"BOS {tokenizer.bos_token} (id {tokens.bos_id}) is prepended to every entity."]
     if tokens.bos_id is None:
         notes = [
             "The tokenizer has no BOS: the first token of a text stands at position 0, where models keep massive "
             "activations. Prepend a token with --prepend, such as the one that ends a text."
         ]
+    if tokens.position != "last":
+        notes.append(_POSITIONS[tokens.position].format(tokens.spans.mean()))
     if tokens.plain.size:
         notes.append(
             f"Entities that spell a special token, which is read as text: {tokens.plain.size:,}, e.g. "

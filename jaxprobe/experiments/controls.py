@@ -80,7 +80,8 @@ def random_states(run: Run, state: str, reporter: Progress | None = None) -> Map
     weights = random_weights(files.config, mesh, DTYPES[settings.dtype], settings.seed)
     model = LanguageModel(files, weights, mesh, settings.dtype)
     sites = ("embed", state)
-    return extract_states(model, run.table, settings.prompt, sites=sites, seed=settings.seed, progress=reporter)
+    options = {"seed": settings.seed, "position": settings.position, "progress": reporter}
+    return extract_states(model, run.table, settings.prompt, sites=sites, **options)
 
 
 def figures(frame: pd.DataFrame) -> list:
@@ -117,7 +118,7 @@ def measure(
     Returns:
       A tidy table (columns of a run's scores) with two more columns. ``control``:
         none               the probe itself
-        embed              the probe of the token's embedding: what the last token alone tells
+        embed              the probe of the token's embedding: what the token alone tells
         ngrams             ridge on the name's characters: what the spelling tells, without a model
         group_mean_GROUP   the mean of the training rows of the same group: what the group alone tells
         random_weights     the probe of the same state with random weights: what the architecture keeps of the tokens

@@ -1,9 +1,9 @@
 """Are there neurons of place or time? True activations of MLP neurons against the targets, and against two nulls.
 
-The activations are those of sites mlp.L at the names' last tokens, for which the test rows are run once more. For each
-neuron Spearman's rank correlation with each target on test rows stands beside the cosine of its output weights with the
-probe's direction. The nulls are the largest over all neurons: of permuted targets, and of targets whose groups
-(countries, say) have exchanged places, which keeps that a group lies together.
+The activations are those of sites mlp.L at the names' tokens that the run reads, for which the test rows are run once
+more. For each neuron Spearman's rank correlation with each target on test rows stands beside the cosine of its output
+weights with the direction of the probe. The nulls are the largest over all neurons: of permuted targets, and of targets
+whose groups (countries, say) have exchanged places, which keeps that a group lies together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,8 @@ def _read(run: Run, rows: np.ndarray, reporter: Reporter) -> tuple[dict[str, np.
     model = read_weights(fit_mesh(files, mesh, settings.replicate_kv), mesh, settings.dtype, reporter)
     sites = tuple(str(Site("mlp", layer)) for layer in range(model.config.layers))
     texts = [run.table.texts[row] for row in rows]
-    activations = extract_states(model, texts, settings.prompt, sites=sites, seed=settings.seed, progress=reporter)
+    options = {"seed": settings.seed, "position": settings.position, "progress": reporter}
+    activations = extract_states(model, texts, settings.prompt, sites=sites, **options)
     arrays, metadata = run.probes
     down, cosines = model.weights.blocks.down[...], {}
     for i, state in enumerate(metadata["states"]):

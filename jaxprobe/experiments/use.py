@@ -115,6 +115,7 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
     Raises:
       InputError: no stored states, a question that does not fit the table, another model than the run's.
     """
+    run.check_last_token()
     table, states = run.table, run.activations
     names, right = question.answers(table)
     model = _load(run)

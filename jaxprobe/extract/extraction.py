@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.table import EntityTable
-from jaxprobe.data.tokens import Tokens, tokenize
+from jaxprobe.data.tokens import Position, Tokens, tokenize
 from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import (
     ShardStates,
@@ -44,8 +44,14 @@ class Extraction(NamedTuple):
 
     @property
     def numbers_a_row(self) -> int:
-        """Numbers that the states of one entity are."""
+        """Numbers that the states of one row are."""
         return sum(self.widths.get(state, self.width) for state in self.states)
+
+    @property
+    def entities(self) -> np.ndarray:
+        """[R] of which text each row of the states is: one a text, but for position ``all`` one a token."""
+        spans = self.tokens.spans if self.tokens.position == "all" else np.ones_like(self.tokens.spans)
+        return np.repeat(np.arange(len(spans)), spans)
 
 
 def plan_extraction(
@@ -58,6 +64,7 @@ def plan_extraction(
     final_norm: bool = False,
     sites: Sequence[str] = (),
     seed: int = 0,
+    position: Position = "last",
 ) -> Extraction:
     """Tokenises texts, or those of a table, and plans their bins.
 
@@ -69,6 +76,7 @@ def plan_extraction(
       final_norm: whether to keep the state after the final norm as well.
       sites: what to keep in the place of blocks: names of sites (jaxprobe/sites.py).
       seed: of the ``random`` prompt's tokens.
+      position: which of each text's tokens are read.
 
     Raises:
       InputError: an unusable prompt, a text that is empty or longer than the context, a token, a layer or a site that
@@ -94,9 +102,15 @@ def plan_extraction(
         longest_because=config.longest_because,
         vocabulary=config.vocabulary,
         seed=seed,
+        position=position,
     )
-    plan = plan_bins(tokens.ids, tokens.starts, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
+    plan = plan_tokens(tokens, bins=bins_per_step(mesh), multiple=devices_per_share(mesh), even=True)
     return Extraction(texts, prompt, tokens, plan, tuple(map(str, chosen)), files.config.width, widths)
+
+
+def plan_tokens(tokens: Tokens, **options: Any) -> Plan:
+    """`trie.plan_bins` of tokens, by their position."""
+    return plan_bins(tokens.ids, tokens.starts, spans=tokens.spans, mean=tokens.position != "all", **options)
 
 
 def _texts(texts: Sequence[str] | EntityTable) -> tuple[str, ...]:
@@ -119,7 +133,8 @@ def split_extraction(extraction: Extraction, parts: Sequence[np.ndarray], mesh: 
     for rows in parts:
         lengths = np.diff(tokens.starts)[rows]
         ids = np.concatenate([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows])
-        plan = plan_bins(ids, np.r_[0, np.cumsum(lengths)], bins=bins, multiple=devices_per_share(mesh))
+        part = tokens._replace(ids=ids, starts=np.r_[0, np.cumsum(lengths)], spans=tokens.spans[rows])
+        plan = plan_tokens(part, bins=bins, multiple=devices_per_share(mesh))
         plans.append(plan._replace(shards=tuple(shard._replace(rows=rows[shard.rows]) for shard in plan.shards)))
     return [extraction._replace(plan=plan) for plan in with_one_width(plans)]
 
@@ -130,12 +145,17 @@ def extraction_settings(files: ModelFiles, extraction: Extraction) -> dict[str, 
     Not the model's name or path either, which its weights and constants stand for: a folder may move.
     """
     tokens = extraction.tokens
-    digest = hashlib.sha256(tokens.ids.tobytes() + tokens.starts.tobytes()).hexdigest()
+    digest = hashlib.sha256(tokens.ids.tobytes() + tokens.starts.tobytes())
+    # Said only where it is not the last token, so that stores from before there was a choice are what they were.
+    position = {} if tokens.position == "last" else {"position": tokens.position}
+    if position:
+        digest.update(tokens.spans.astype("<i8").tobytes())
     return {
         "weights_sha256": weights_digest(files.checkpoint),
         "model": files.config.constants(),
         "prompt": extraction.prompt.template,
-        "tokens_sha256": digest,
+        "tokens_sha256": digest.hexdigest(),
+        **position,
     }
 
 
@@ -181,7 +201,8 @@ def stream_states(
     with progress.task("compile", count, "program" if count == 1 else "programs") as advance:
         compile_plan(model, plan, extraction.states, advance)
     with progress.task(task, sum(len(plan.shards[index].rows) for index in shards), "entities") as advance:
-        yield from run_plan(model, plan, extraction.states, shards, advance, extraction.texts)
+        texts = [extraction.texts[entity] for entity in extraction.entities]
+        yield from run_plan(model, plan, extraction.states, shards, advance, texts)
 
 
 def stream_moments(
@@ -216,8 +237,9 @@ def extract_states(
     seed: int = 0,
     store: str | PathLike | None = None,
     progress: Progress | None = None,
+    position: Position = "last",
 ) -> Mapping[str, np.ndarray]:
-    """The hidden state of every text's last token, at every layer.
+    """The hidden state of every text's last token, or of others, at every layer.
 
     Args:
       model: from `load_model`.
@@ -229,10 +251,13 @@ def extract_states(
         attention and its MLP), ``mlp.12`` (its neurons), ``final_norm``.
       seed: of the ``random`` prompt's tokens.
       store: a folder to keep the states in; a start with the same settings goes on where it stopped. Default: memory.
+      position: which of a text's own tokens: ``last``, ``first``, ``mean`` over them (in float32), or ``all``, one
+        after the other.
 
     Returns:
       state name -> [N, D] (of neurons [N, F]) in the order of the texts and in the model's dtype; by default the names
-      are ``embed`` and ``0`` .. ``L-1``, the residual stream after each block.
+      are ``embed`` and ``0`` .. ``L-1``, the residual stream after each block. With ``all`` they are [R, D], a row a
+      token, and the mapping is `TokenStates`, which has each row's text and token.
 
     Raises:
       InputError: input that can't be used (before anything is compiled), or a state that is not finite.
@@ -240,17 +265,59 @@ def extract_states(
     if store is None and jax.process_count() > 1:
         raise InputError("Each of several processes would have some rows only. Name a store, a folder that all share.")
     extraction = plan_extraction(
-        model.files, texts, prompt, mesh=model.mesh, layers=layers, final_norm=final_norm, sites=sites, seed=seed
+        model.files,
+        texts,
+        prompt,
+        mesh=model.mesh,
+        layers=layers,
+        final_norm=final_norm,
+        sites=sites,
+        seed=seed,
+        position=position,
     )
     if store is not None:
         with open_store(store, model.files, extraction, model.dtype) as opened:
             if not opened.complete:
                 fill_store(opened, model, extraction, progress)
-        return open_activations(store)
+        return _by_token(model, extraction, open_activations(store))
     width_of = lambda state: extraction.widths.get(state, extraction.width)
-    rows, dtype = len(extraction.texts), DTYPES[model.dtype]
+    rows, dtype = len(extraction.entities), DTYPES[model.dtype]
     found = {state: np.empty((rows, width_of(state)), dtype) for state in extraction.states}
     for shard in stream_states(model, extraction, "extract", progress):
         for state, values in shard.states.items():
             found[state][shard.rows] = values
-    return found
+    return _by_token(model, extraction, found)
+
+
+def _by_token(
+    model: LanguageModel, extraction: Extraction, states: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """The states as they are, or of position ``all`` with what each row is of."""
+    tokens = extraction.tokens
+    if tokens.position != "all":
+        return states
+    ends = tokens.starts[1:]
+    parts = [tokens.ids[end - span : end] for end, span in zip(ends, tokens.spans, strict=True)]
+    spelled = model.files.tokenizer.convert_ids_to_tokens(np.concatenate(parts).tolist())
+    return TokenStates(states, extraction.entities, tuple(spelled))
+
+
+class TokenStates(Mapping):
+    """State name -> [R, D], a row for each token of each text, one text after the other.
+
+    Attributes:
+      entities: [R] which text each row is of, so that ``states["3"][states.entities == 0]`` are the first text's.
+      tokens: R tokens as the vocabulary spells them.
+    """
+
+    def __init__(self, states: Mapping[str, np.ndarray], entities: np.ndarray, tokens: tuple[str, ...]):
+        self._states, self.entities, self.tokens = states, entities, tokens
+
+    def __getitem__(self, state: str) -> np.ndarray:
+        return self._states[state]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)

@@ -99,7 +99,7 @@ def run_plan(
         for row, parts in in_flight(started, STEPS_IN_FLIGHT):
             _copy(parts, row[shares.index], buffers)
             del parts  # before the next step starts, which needs the room
-            advance(sum(len(batch.bins) for batch in row if batch is not None))
+            advance(sum(len(np.unique(batch.entities)) for batch in row if batch is not None))
         _check_finite(buffers, rows, texts)
         yield ShardStates(wave, index, rows, buffers)
 
@@ -119,13 +119,18 @@ def _make_buffers(states: Sequence[str], rows: int, config: ModelConfig, dtype: 
 
 
 def _copy(parts: dict[str, jax.Array], batch: Batch | None, buffers: dict[str, np.ndarray]) -> None:
-    """[n, B, W, width] of each kind of site -> this batch's entities, one row each; without a batch nothing."""
+    """[n, B, W, width] of each kind of site -> this batch's rows, the mean of several; without a batch nothing."""
     kinds = [Site.parse(state).kind for state in buffers]
+    if batch is not None:
+        entities, first, counts = np.unique(batch.entities, return_index=True, return_counts=True)
     for kind, part in parts.items():
         values = take_rows(part)
         states = [state for state, of in zip(buffers, kinds, strict=True) if of == kind]
         for state, rows in zip(states, values, strict=True) if batch is not None else ():
-            buffers[state][batch.entities] = rows[batch.bins, batch.columns]
+            found = rows[batch.bins, batch.columns]
+            if len(entities) < len(found):  # float32 whatever the dtype, as bfloat16 can't hold a sum
+                found = np.add.reduceat(found.astype(np.float32), first) / counts[:, None].astype(np.float32)
+            buffers[state][entities] = found.astype(buffers[state].dtype, copy=False)
 
 
 def in_flight(started: Iterator, count: int) -> Iterator:

@@ -18,7 +18,7 @@ SHARD_ENTITIES = 4096  # bins close at a shard's edge, so that its content does 
 
 
 class Batch(NamedTuple):
-    """B bins of T slots for one step of the forward, and which entities of the shard end in them.
+    """B bins of T slots for one step of the forward, and which rows of the shard its states belong to.
 
     Slot s is an ancestor-or-self of slot t when ``s <= t < ends[s]``; an unused slot sees only itself.
     """
@@ -27,15 +27,15 @@ class Batch(NamedTuple):
     positions: Int[np.ndarray, "B T"]
     ends: Int[np.ndarray, "B T"]
     wanted: Int[np.ndarray, "B W"]  # slots whose states are returned; unused entries are 0
-    entities: Int[np.ndarray, " E"]  # which entities of the shard this batch completes
-    bins: Int[np.ndarray, " E"]  # for each of them, its bin ...
-    columns: Int[np.ndarray, " E"]  # ... and its column of ``wanted``
+    entities: Int[np.ndarray, " S"]  # rows of the shard, in order; one that stands several times is to be the mean
+    bins: Int[np.ndarray, " S"]  # for each of these states, its bin ...
+    columns: Int[np.ndarray, " S"]  # ... and its column of ``wanted``
 
 
 class Shard(NamedTuple):
     """A fixed range of entities in sorted-token order."""
 
-    rows: Int[np.ndarray, " E"]  # their rows in the table
+    rows: Int[np.ndarray, " E"]  # their rows in the table, or where every token is read those of their tokens
     batches: tuple[Batch, ...]
 
 
@@ -64,25 +64,32 @@ def plan_bins(
     bins: int,
     multiple: int = 1,
     even: bool = False,
+    spans: Int[np.ndarray, " E"] | None = None,
+    mean: bool = False,
     slots: int = SLOTS,
     shard_entities: int = SHARD_ENTITIES,
 ) -> Plan:
-    """Plans the bins for entities whose tokens are ``ids[starts[i]:starts[i + 1]]``, each at least two long.
+    """Plans the bins for entities whose tokens are ``ids[starts[i]:starts[i + 1]]``.
 
     Args:
       bins: B of ordinary bins, for each step; of longer bins there are fewer, so that a step has about as many slots.
       multiple: B divides by this; ``bins`` has to.
       even: whether B may be less than ``bins``, so that the steps of a shard are about full.
+      spans: how many of each entity's last tokens are read; default: one.
+      mean: whether these are averaged, for a row an entity. Without it each has a row of its own, those of entity i
+        being ``sum(spans[:i])`` and so on.
       slots: T of an ordinary bin; a longer sequence takes a bin of the next power of two times T.
       shard_entities: entities a shard.
     """
     lengths = np.diff(starts)
-    if len(lengths) == 0 or lengths.min() < 2:
-        raise ValueError("every entity needs BOS and at least one token")
+    spans = np.ones_like(lengths) if spans is None else spans
+    if len(lengths) == 0 or spans.min() < 1 or (lengths < spans).any():
+        raise ValueError("every entity needs at least one token, and no more can be read than it has")
+    first_rows = np.cumsum(spans) - spans
     order = _sorted_order(ids, starts)
     shared = _shared_prefix(ids, starts[:-1][order], lengths[order])
-    # An entity needs a slot of its own after the root.
-    root_length = int(min(shared[1:].min(initial=lengths[order[0]]), lengths.min() - 1))
+    # What is read needs a slot after the root.
+    root_length = int(min(shared[1:].min(initial=lengths[order[0]]), (lengths - spans).min()))
     width = 8
     shards, used = [], root_length
     for first in range(0, len(order), shard_entities):
@@ -91,8 +98,13 @@ def plan_bins(
         shard_shared[0] = 0
         new = (shard_shared < lengths[rows]) | (np.r_[0, lengths[rows][:-1]] != lengths[rows])
         sequences = _Sorted(ids, starts[:-1][rows[new]], lengths[rows[new]], shard_shared[new])
-        shards.append((rows, np.cumsum(new) - 1, sequences, _fill_bins(sequences, root_length, slots)))
-        width = max(width, int(np.bincount(shards[-1][3].bin).max()))
+        filled = _fill_bins(sequences, root_length, slots)
+        read = _find_read(sequences, filled, np.cumsum(new) - 1, spans[rows])
+        if not mean:
+            rows = first_rows[rows[read.entity]] + read.token
+            read = read._replace(entity=np.arange(len(rows)))
+        shards.append((rows, read, sequences, filled))
+        width = max(width, int(np.bincount(read.bin[read.new]).max()))
     width = -(-width // 8) * 8
     if even:
         bins = _bins_that_fill(max(len(shard[3].capacity) for shard in shards), bins, multiple)
@@ -158,9 +170,51 @@ def _fill_bins(sequences: _Sorted, root_length: int, slots: int) -> _Filled:
     return _Filled(np.array(bins), np.array(depths), np.array(capacities))
 
 
+class _Read(NamedTuple):
+    """The S states of a shard that are kept, in the order of its entities."""
+
+    entity: np.ndarray  # [S]
+    token: np.ndarray  # [S] which one of the entity's, counted from the first that is read
+    bin: np.ndarray  # [S]
+    slot: np.ndarray  # [S]
+    column: np.ndarray  # [S] a bin's slots that are read, counted; several entities may read one
+    new: np.ndarray  # [columns of all bins] a state of each
+
+
+def _find_read(sequences: _Sorted, filled: _Filled, distinct: np.ndarray, spans: np.ndarray) -> _Read:
+    """Where the states of a shard's entities are computed.
+
+    Args:
+      distinct: [E] each entity's sequence.
+      spans: [E] how many of its last tokens are read.
+    """
+    count = sequences.length - filled.depth  # new slots of each sequence
+    before = np.cumsum(count) - count
+    begin = before - before[np.searchsorted(filled.bin, filled.bin)]  # the first of them, in its bin
+    entity = np.repeat(np.arange(len(spans)), spans)
+    token = np.arange(len(entity)) - np.repeat(np.cumsum(spans) - spans, spans)
+    slot = (begin + count - 1)[distinct][entity]  # of the last token
+    if len(slot) > len(spans):
+        path = np.zeros(int(sequences.length.max()), np.int64)  # the slot at each depth of the sequence that is walked
+        parts, walked = [], -1
+        lengths = sequences.length[distinct]
+        for sequence, length, span in zip(distinct.tolist(), lengths.tolist(), spans.tolist(), strict=True):
+            while walked < sequence:
+                walked += 1
+                depth = filled.depth[walked]
+                path[depth : sequences.length[walked]] = begin[walked] + np.arange(count[walked])
+            parts.append(path[length - span : length].copy())
+        slot = np.concatenate(parts)
+    bin_ = filled.bin[distinct][entity]
+    widest = int(filled.capacity.max())
+    keys, new, place = np.unique(bin_ * widest + slot, return_index=True, return_inverse=True)
+    column = place - np.searchsorted(keys, bin_ * widest)
+    return _Read(entity, token, bin_, slot, column, new)
+
+
 def _lay_out(
     rows: np.ndarray,
-    distinct: np.ndarray,
+    read: _Read,
     sequences: _Sorted,
     filled: _Filled,
     root_length: int,
@@ -184,31 +238,28 @@ def _lay_out(
     bin_begin = np.searchsorted(slot_bin, slot_bin)
     slot = np.arange(len(sequence)) - bin_begin
     end = _subtree_ends(depth) - bin_begin
-    last_slot = slot[np.cumsum(count) - 1]
-    column = np.arange(len(count)) - np.searchsorted(filled.bin, filled.bin)
 
     by_batch = lambda bins: _members(batch_of_bin[bins], count_batches)
     first = [int(members[0]) for members in by_batch(np.arange(len(batch_of_bin)))]  # a bin of each batch
     batches = []
-    for bin_, inside, ended, entities in zip(
-        first, by_batch(slot_bin), by_batch(filled.bin), by_batch(filled.bin[distinct]), strict=True
-    ):
+    for bin_, inside, states in zip(first, by_batch(slot_bin), by_batch(read.bin), strict=True):
         shape = (int(size[bin_]), int(filled.capacity[bin_]))
         at = (place_in_batch[slot_bin[inside]], slot[inside])
         tokens, positions = np.zeros(shape, np.int32), np.full(shape, root_length, np.int32)
         ends = np.tile(np.arange(1, shape[1] + 1, dtype=np.int32), (shape[0], 1))
         tokens[at], positions[at], ends[at] = token[inside], depth[inside], end[inside]
         wanted = np.zeros((shape[0], width), np.int32)
-        wanted[place_in_batch[filled.bin[ended]], column[ended]] = last_slot[ended]
+        bins = place_in_batch[read.bin[states]]
+        wanted[bins, read.column[states]] = read.slot[states]
         batches.append(
             Batch(
                 tokens=tokens,
                 positions=positions,
                 ends=ends,
                 wanted=wanted,
-                entities=entities,
-                bins=place_in_batch[filled.bin[distinct[entities]]],
-                columns=column[distinct[entities]],
+                entities=read.entity[states],
+                bins=bins,
+                columns=read.column[states],
             )
         )
     return Shard(rows, tuple(batches))

@@ -16,10 +16,11 @@ from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
+from jaxprobe.extract.extraction import plan_tokens
 from jaxprobe.extract.forward import BINS_PER_DEVICE
 from jaxprobe.extract.shares import share_count, steps, waves
 from jaxprobe.extract.sums import wave_size
-from jaxprobe.extract.trie import Plan, plan_bins
+from jaxprobe.extract.trie import Plan
 from jaxprobe.host.paths import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
 from jaxprobe.models.config import ModelConfig
@@ -136,13 +137,20 @@ def plan(settings: RunSettings, topology: str, say: Callable[[str], None] = lamb
     words, own = _tokenizer(source, settings.tokenizer, checkpoint)
     table = load_run_table(settings)
     found_prompt = find_prompt(table.name, settings.prompt)
-    tokens = tokenize(words, table.texts, found_prompt, max_length=config.longest_prompt, seed=settings.seed)
+    tokens = tokenize(
+        words,
+        table.texts,
+        found_prompt,
+        max_length=config.longest_prompt,
+        seed=settings.seed,
+        position=settings.position,
+    )
     devices = topology_devices(machine)
     # A process a GPU: each device along the bin axis is a share of its own.
     shares = share_count(make_mesh(sizes, devices)) if devices else sizes["data"] * sizes["fsdp"]
     each = sizes["data"] * sizes["fsdp"] // shares
     bins = BINS_PER_DEVICE[machine.chip.platform] * each
-    layout = plan_bins(tokens.ids, tokens.starts, bins=bins, multiple=each, even=True)
+    layout = plan_tokens(tokens, bins=bins, multiple=each, even=True)
     step, steps_wanted = _steps(layout, config, sizes, shares)
     job = _Job(machine, sizes, config, tuple(map(str, sites)), dtype, table, layout, step)
     forward, moments, ridge = _compile(job, devices, say) if devices else _count(job)

@@ -70,7 +70,7 @@ def accuracy_by_layer(results: Run) -> Figure:
         axes.set_xticks(ticks, [results.layers[i] for i in ticks])
         axes.yaxis.grid(True, color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel("Residual stream after block (diamond: embed, what the last token alone tells)")
+        axes.set_xlabel("Residual stream after block (diamond: embed, what the token alone tells)")
         axes.set_ylabel("Test accuracy")
         title = f"{results.label}, {len(results.classes)} classes: test accuracy by layer"
         write_title(figure, title, f"{results.model} · {results.dataset} · band: 95 % interval")

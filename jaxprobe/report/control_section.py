@@ -63,7 +63,7 @@ def describe_control(control: str, resampled: str) -> tuple[str, str]:
         "none": ("The probe", "of the chosen layer"),
         "chance": ("Chance", "a class named at random"),
         "majority": ("The majority", "the class that most training rows have, always"),
-        "embed": ("The token embedding", "what the last token alone tells"),
+        "embed": ("The token embedding", "what the token alone tells"),
         "ngrams": ("The name's spelling", "ridge on its characters, without a model"),
         "random_weights": ("The same layer with random weights", "what the architecture keeps of the tokens"),
         "permuted": ("Targets permuted over all rows", "what is left when they mean nothing"),

@@ -175,7 +175,7 @@ def _mark_states(figure: Figure, axes: Axes, results: Run, x: np.ndarray) -> Non
         # A line from end to end, not bars from the value: a percentile interval need not hold it.
         ends = [shown(embed.ci_low), shown(embed.ci_high)]
         axes.plot([at["embed"]] * 2, ends, "-_", color=BASELINE, markersize=7, linewidth=1.5, zorder=4)
-        lines.append(("D", BASELINE, f"embed, the baseline (what the last token alone tells): {with_interval(embed)}"))
+        lines.append(("D", BASELINE, f"embed, the baseline (what the token alone tells): {with_interval(embed)}"))
     present = set(map(site_kind, results.layers))
     lines += [("o", colour, name) for kind, (colour, name) in INSIDE.items() if kind in present]
     handles = [

@@ -16,7 +16,7 @@ GLOSSARY = {
     "no better than the mean, and it has no lower end. With several targets: their mean.",
     "95 % interval": "From resampling the test rows (bootstrap) with the probe as it is. It says nothing of another "
     "split, prompt or model.",
-    "embed": "The token embedding of the name's last token, before any block: what that token alone tells.",
+    "embed": "The embedding of the name's token that is read, before any block: what that token alone tells.",
     "layer 12": "The residual stream after block 12; the first block is 0.",
     "final norm": "The last block's state after the model's final normalisation.",
     "chosen layer": "The layer of the headline. Errors on the training rows chose it, so its test score is no maximum "

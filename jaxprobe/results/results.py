@@ -209,6 +209,12 @@ class Run:
         return str(self.result.get("prompt", self.prompt))
 
     @property
+    def read_at(self) -> str:
+        """Where in a name the states were read, for people."""
+        position = self.config.get("settings", {}).get("position", "last")
+        return "averaged over each name's tokens" if position == "mean" else f"at each name's {position} token"
+
+    @property
     def chosen_by(self) -> str:
         """What chose the headline layer and the penalties, on the training rows."""
         return str(self.result.get("chosen_by", "leave-one-out"))
@@ -310,6 +316,16 @@ class Run:
                 f"says. Put the run's own back, or remove that folder and run: {self.directory.mend_command()}"
             )
         return opened
+
+    def check_last_token(self) -> None:
+        """Raises InputError where the states are not those of the names' last tokens, at which alone edits are made."""
+        position = self.settings.position
+        if position != "last":
+            again = f"jaxprobe run --config {shlex.quote(str(self.path))} --position last --out NEW_FOLDER"
+            raise InputError(
+                f"{self.path} was read at position {position} of each name, and what is changed here is the state of "
+                f"its last token. Make a run of that: {again}"
+            )
 
     def open_model(self, state: str | None = None, *, head: bool = False) -> "ModelFiles":
         """The run's model as it lies there now, its weights not read yet.

@@ -93,4 +93,5 @@ def _read_state(run: Run, texts: Sequence[str], state: str, reporter: Reporter) 
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, settings.replicate_kv), mesh, settings.dtype, reporter)
     prompt = find_prompt(run.dataset, settings.prompt)
-    return extract_states(model, texts, prompt, sites=(state,), seed=settings.seed, progress=reporter)[state]
+    options = {"seed": settings.seed, "position": settings.position, "progress": reporter}
+    return extract_states(model, texts, prompt, sites=(state,), **options)[state]

@@ -98,6 +98,7 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
         final_norm=settings.final_norm,
         sites=settings.sites,
         seed=settings.seed,
+        position=settings.position,
     )
     passes, folds = _plan_passes(settings, table, extraction, mesh)
     document = _document(settings, table, files, extraction)

@@ -99,7 +99,7 @@ def card(run: Run, name: str, license: str) -> str:
         "## Test scores",
         "",
         _table(heads, rows),
-        "The layer marked * was chosen without the test rows. `embed` is what the last token alone tells.",
+        "The layer marked * was chosen without the test rows. `embed` is what the tokens read tell alone.",
         "",
     ]
     if run.controls is not None:
@@ -114,7 +114,7 @@ def card(run: Run, name: str, license: str) -> str:
         "import jaxprobe",
         "",
         f'probes = jaxprobe.load_probes("{name}")',
-        f"probes.predict(states)  # [names, width], layer {run.headline_layer} at each name's last token",
+        f"probes.predict(states)  # [names, width], layer {run.headline_layer} {run.read_at}",
         "```",
         "",
     ]

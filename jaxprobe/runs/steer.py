@@ -45,6 +45,7 @@ def plan_shift(run: Run, to: Sequence[float], state: str | None = None) -> Steer
     Raises:
       InputError: other numbers of targets, a state that no edit can be made at, or a run without stored states.
     """
+    run.check_last_token()
     state = state or run.headline_layer
     site = Site.parse(state)
     if site.kind not in ("embed", "block"):

@@ -1,0 +1,84 @@
+"""Runs on other tokens than the last: stored and streamed, and predictions by the same tokens."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxprobe
+from jaxprobe.errors import InputError
+from jaxprobe.host.progress import Reporter
+from jaxprobe.results.results import Run
+from jaxprobe.runs.execute import run
+from jaxprobe.runs.predict import predict
+from jaxprobe.runs.steer import plan_shift
+from jaxprobe.settings import RunSettings
+from tests.tiny_llama import save_model
+
+NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
+
+
+@pytest.fixture(scope="module")
+def of_means(tmp_path_factory):
+    """Settings of a run of means, its run and what was said."""
+    folder = tmp_path_factory.mktemp("run")
+    save_model(folder / "model", NAMES)
+    rng = np.random.default_rng(0)
+    names = [f"{NAMES[i % 10]} {NAMES[i // 6]}" for i in range(60)]
+    frame = pd.DataFrame({"name": names, "height": rng.uniform(0, 9, 60), "is_test": [i % 4 == 0 for i in range(60)]})
+    frame.to_csv(folder / "places.csv", index=False)
+    settings = RunSettings(
+        model=str(folder / "model"),
+        dataset=str(folder / "places.csv"),
+        out=folder / "run",
+        mesh="data=1",
+        target=("height",),
+        position="mean",
+    )
+    heard = Reporter()
+    return settings, Run(run(settings, heard)), heard
+
+
+def test_the_states_are_means_and_the_run_says_so(of_means):
+    settings, made, heard = of_means
+    model = jaxprobe.load_model(settings.model, mesh=jaxprobe.mesh.make_mesh({"data": 1}), dtype="float32")
+    every = jaxprobe.extract_states(model, made.table, position="all")
+    for state, values in made.activations.items():
+        mean = np.stack([every[state][every.entities == i].mean(0) for i in range(60)])
+        np.testing.assert_allclose(values, mean, rtol=1e-5, atol=1e-6)
+    assert any(note.startswith("States are means over each name's tokens") for note in made.notes)
+    assert any(line.startswith("States are means") for line in heard.lines)
+    assert made.config["inputs"]["position"] == "mean"
+    assert made.read_at == "averaged over each name's tokens"
+
+
+def test_predictions_are_of_the_same_tokens(of_means):
+    _, made, _ = of_means
+    found, _ = made.predicted(made.headline_layer)
+    names = list(made.test_entities["text"])
+    np.testing.assert_allclose(predict(made, names)["height"], found[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_sums_alone_give_the_same_states(of_means, tmp_path):
+    """Training R2 of each layer by an unpenalised fit would differ with another token; here by the chosen penalty."""
+    settings, made, _ = of_means
+    streamed = Run(run(RunSettings(**{**vars(settings), "out": tmp_path / "run", "store": False})))
+    arrays, _ = streamed.probes
+    train = ~made.table.is_test
+    for i, state in enumerate(made.activations):
+        np.testing.assert_allclose(arrays["x_mean"][i], made.activations[state][train].mean(0), rtol=1e-4, atol=1e-5)
+    found, _ = streamed.predicted("2")
+    x = np.asarray(made.activations["2"][~train], np.float64)
+    i = list(made.activations).index("2")
+    by_hand = x @ arrays["weights"][i] + arrays["intercept"][i]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-3)
+
+
+def test_what_needs_another_token_is_refused(of_means, tmp_path):
+    settings, made, _ = of_means
+    with pytest.raises(InputError, match="position: "):
+        run(RunSettings(**{**vars(settings), "position": "last"}))
+    with pytest.raises(InputError, match="--position all gives a row a token"):
+        run(RunSettings(**{**vars(settings), "position": "all", "out": tmp_path / "run"}))
+    with pytest.raises(InputError, match="read at position mean of each name"):
+        plan_shift(made, [1.0])
+    assert not (tmp_path / "run").exists()
