@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers; each name once more in _PUBL
     from jaxprobe.runs.fit import fit_probes as fit_probes
     from jaxprobe.runs.own_states import probe as probe
     from jaxprobe.runs.predict import predict as predict_names  # noqa: F401
+    from jaxprobe.runs.predict import predict_tokens as predict_tokens
     from jaxprobe.settings import RunConfig as RunConfig
     from jaxprobe.settings import RunSettings as RunSettings
     from jaxprobe.worlds.earth import make_world as make_world
@@ -65,6 +66,7 @@ _PUBLIC = {
     "load_probes": "jaxprobe.results.probes",
     "probe": "jaxprobe.runs.own_states",
     "predict_names": "jaxprobe.runs.predict:predict",
+    "predict_tokens": "jaxprobe.runs.predict",
     "run_probes": "jaxprobe.runs.execute:run",
 }
 __all__ = sorted(_PUBLIC)

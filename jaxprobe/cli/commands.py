@@ -144,14 +144,31 @@ class Predict(Command):
     """The run's folder."""
     text: tuple[str, ...]
     """Names, as the run's table spells them; the run's prompt is put around them."""
+    tokens: Flag = False
+    """What every layer's probe reads at every token of the texts, as a table and a picture."""
+    out: Path | None = None
+    """With --tokens: where experiments/tokens.csv, .parquet, .png and .svg go; default: the run's folder."""
 
     def __call__(self, output: Output) -> None:
         from jaxprobe.results.results import Run
 
         run = Run(as_path(self.run))
-        from jaxprobe.runs.predict import predict
+        if not self.tokens:
+            if self.out is not None:
+                raise InputError("--out is for what --tokens writes; predictions alone are printed. Leave it out.")
+            from jaxprobe.runs.predict import predict
 
-        output.predictions(run, predict(run, self.text, output.reporter()))
+            return output.predictions(run, predict(run, self.text, output.reporter()))
+        out = run.path if self.out is None else as_path(self.out)
+        check_out(out)
+        from jaxprobe.experiments.base import write_pictures
+        from jaxprobe.report.token_figure import draw_tokens
+        from jaxprobe.runs.predict import predict_tokens
+
+        frame = predict_tokens(run, self.text, output.reporter())
+        texts = [part for _, part in frame.groupby("row")]
+        table = write_pictures("tokens", frame, [draw_tokens(run, part) for part in texts], out)
+        output.tokens(run, frame, texts, str(table))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,25 @@ class Output:
             table.add_row(*map(escape, row))
         self._console.print(table)
 
+    def tokens(self, run: "Run", frame: "pd.DataFrame", texts: "Sequence[pd.DataFrame]", path: str) -> None:
+        """What a run's probes say along texts: a table for each, layers by tokens."""
+        if self.as_json:
+            return self._object({"run": str(run.path), "table": path, "rows": _records(frame)})
+        names = (run.label, "probability") if run.label else run.targets
+        for text in texts:
+            tokens = text.drop_duplicates("at")["token"]
+            table = Table("layer", *map(escape, tokens), title=escape(f"{', '.join(names)}: {text['text'].iloc[0]}"))
+            for layer, row in text.groupby("layer", sort=False):
+                cells = [
+                    ", ".join(f"{cell:,.3g}" if isinstance(cell, float) else str(cell) for cell in values)
+                    for values in row[list(names)].itertuples(index=False)
+                ]
+                marked = layer == run.headline_layer
+                style = "bold" if marked else None
+                table.add_row(f"{layer} *" if marked else str(layer), *map(escape, cells), style=style)
+            self._console.print(table)
+        self.say(f"All of it: {path}; pictures beside it.")
+
     def plan(self, plan: "RunPlan") -> None:
         """What a run would take: of each program, and of the whole."""
         from jaxprobe.plan import words

@@ -73,11 +73,14 @@ def write_table(experiment: ModuleType, frame: pd.DataFrame, folder: AnyPath) ->
 
     One figure is called NAME; several (one for each run, or for each table) are NAME-1, NAME-2, ...
     """
+    return write_pictures(name_of(experiment), frame, experiment.figures(frame), folder)
+
+
+def write_pictures(name: str, frame: pd.DataFrame, figures: "Sequence[Figure]", folder: AnyPath) -> AnyPath:
+    """The same of a table and pictures that are at hand."""
     from jaxprobe.report.canvas import save
 
-    name = name_of(experiment)
     path = write_rows(name, frame, folder)
-    figures = experiment.figures(frame)
     stems = [name] if len(figures) == 1 else [f"{name}-{i}" for i in range(1, len(figures) + 1)]
     for suffix in ("png", "svg"):  # what an earlier call with other runs wrote
         for old in [path.with_name(f"{name}.{suffix}"), *path.parent.glob(f"{name}-*.{suffix}")]:

@@ -1,14 +1,15 @@
 """Where is it, or when? A finished run's probe on names of one's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.sphere import places_of
+from jaxprobe.data.tokens import Position
 from jaxprobe.errors import InputError
-from jaxprobe.extract.extraction import extract_states
+from jaxprobe.extract.extraction import TokenStates, extract_states
 from jaxprobe.host.paths import AnyPath
 from jaxprobe.host.progress import Reporter, default_reporter
 from jaxprobe.models.load import fit_mesh, read_weights
@@ -44,36 +45,76 @@ def predict(run: AnyPath | Run, texts: Sequence[str], reporter: Reporter | None 
         of running the model.
     """
     run = run if isinstance(run, Run) else Run(run)
-    if not texts or not all(text.strip() and is_utf8(text) for text in texts):
-        raise InputError('No text to predict for, or one that is empty or not UTF-8. Name some: --text "Lima" "Oslo".')
-    arrays, metadata = run.probes
-    state, targets = run.headline_layer, run.targets
+    _check_texts(texts)
+    state, reporter = run.headline_layer, reporter or default_reporter()
+    found, truth = (np.empty(0), np.empty(0)) if run.label else run.predicted(state)
+    x = _read_states(run, texts, (state,), run.settings.position, reporter)[state]
+    frame = pd.DataFrame({"text": list(texts)} | _read_out(run, state, x))
     if run.label:
-        return _predict_labels(run, texts, state, reporter or default_reporter())
-    found, truth = run.predicted(state)
-    x = _read_state(run, texts, state, reporter or default_reporter())
-    nothing = np.empty(0)
-    fit = RidgeFit(arrays["weights"], arrays["intercept"], arrays["x_mean"], nothing, nothing, nothing, nothing)
-    predicted = predict_layer(fit, metadata["states"].index(state), x)
-    if metadata.get("fitted") == "unit_vectors":
-        predicted = places_of(predicted)
-    frame = pd.DataFrame({"text": list(texts)} | dict(zip(targets, predicted.T, strict=True)))
+        return frame
     if run.is_place:
         return frame.assign(radius_km=conformal_width(great_circle_km(found, truth)))
     widths = conformal_width(np.abs(found - truth))
-    for target, width in zip(targets, widths, strict=True):
+    for target, width in zip(run.targets, widths, strict=True):
         frame[f"{target}_low"], frame[f"{target}_high"] = frame[target] - width, frame[target] + width
     return frame
 
 
-def _predict_labels(run: Run, texts: Sequence[str], state: str, reporter: Reporter) -> pd.DataFrame:
+def predict_tokens(run: AnyPath | Run, texts: Sequence[str], reporter: Reporter | None = None) -> pd.DataFrame:
+    """What a run's probes read at every token of texts, under the run's own prompt.
+
+    The probes are fitted on one token of a name (or the mean of its tokens): what they say of others is what these
+    have in common with it. There are no intervals, as the run has no test errors of such tokens.
+
+    Args:
+      run: a finished run, or its folder.
+      texts: of any length that the model takes.
+      reporter: shows the long parts.
+
+    Returns:
+      One row a text, token and state that the run has a probe of: ``row`` (the text's number), ``text``, ``at`` (the
+      token's number in it), ``token`` as the vocabulary spells it, ``layer``, and the targets, or of class labels the
+      likeliest and its ``probability``.
+
+    Raises:
+      InputError: as `predict`.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    _check_texts(texts)
+    names = tuple(run.probes[1]["states"])
+    states = _read_states(run, texts, names, "all", reporter or default_reporter())
+    assert isinstance(states, TokenStates)
+    rows = {
+        "row": states.entities,
+        "text": [texts[entity] for entity in states.entities],
+        "at": np.arange(len(states.entities)) - np.searchsorted(states.entities, states.entities),
+        "token": states.tokens,
+    }
+    layers = [
+        pd.DataFrame(rows | {"layer": name} | _read_out(run, name, states[name])).assign(order=order)
+        for order, name in enumerate(names)
+    ]
+    return pd.concat(layers).sort_values(["row", "at", "order"], ignore_index=True).drop(columns="order")
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if not texts or not all(text.strip() and is_utf8(text) for text in texts):
+        raise InputError('No text to predict for, or one that is empty or not UTF-8. Name some: --text "Lima" "Oslo".')
+
+
+def _read_out(run: Run, state: str, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What the probe of a state says of states [N, D]: each target, or of labels the likeliest and its probability."""
     arrays, metadata = run.probes
-    x = _read_state(run, texts, state, reporter)
-    nothing = np.empty(0)
-    fit = ClassFit(run.classes, arrays["weights"], arrays["intercept"], nothing, nothing)
-    log_p = class_scores(fit, metadata["states"].index(state), x)
-    labels = np.array(run.classes, object)[log_p.argmax(axis=1)]
-    return pd.DataFrame({"text": list(texts), run.label: labels, "probability": np.exp(log_p.max(axis=1))})
+    at, nothing = metadata["states"].index(state), np.empty(0)
+    if run.label:
+        log_p = class_scores(ClassFit(run.classes, arrays["weights"], arrays["intercept"], nothing, nothing), at, x)
+        likeliest = np.array(run.classes, object)[log_p.argmax(axis=1)]
+        return {run.label: likeliest, "probability": np.exp(log_p.max(axis=1))}
+    fit = RidgeFit(arrays["weights"], arrays["intercept"], arrays["x_mean"], nothing, nothing, nothing, nothing)
+    predicted = predict_layer(fit, at, x)
+    if metadata.get("fitted") == "unit_vectors":
+        predicted = places_of(predicted)
+    return dict(zip(run.targets, predicted.T, strict=True))
 
 
 def conformal_width(errors: np.ndarray, level: float = LEVEL) -> np.ndarray:
@@ -87,11 +128,13 @@ def conformal_width(errors: np.ndarray, level: float = LEVEL) -> np.ndarray:
     return np.sort(errors, axis=0)[rank - 1]
 
 
-def _read_state(run: Run, texts: Sequence[str], state: str, reporter: Reporter) -> np.ndarray:
-    """[N, D] the state of each text, as the run would have made it."""
-    settings, files = run.settings, run.open_model(state)
+def _read_states(
+    run: Run, texts: Sequence[str], states: tuple[str, ...], position: Position, reporter: Reporter
+) -> Mapping[str, np.ndarray]:
+    """States of each text, as the run would have made them."""
+    settings, files = run.settings, run.open_model(states[0] if len(states) == 1 else None)
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, settings.replicate_kv), mesh, settings.dtype, reporter)
     prompt = find_prompt(run.dataset, settings.prompt)
-    options = {"seed": settings.seed, "position": settings.position, "progress": reporter}
-    return extract_states(model, texts, prompt, sites=(state,), **options)[state]
+    options = {"seed": settings.seed, "position": position, "progress": reporter}
+    return extract_states(model, texts, prompt, sites=states, **options)

@@ -7,9 +7,10 @@ import pytest
 import jaxprobe
 from jaxprobe.errors import InputError
 from jaxprobe.host.progress import Reporter
+from jaxprobe.report.token_figure import draw_tokens
 from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
-from jaxprobe.runs.predict import predict
+from jaxprobe.runs.predict import predict, predict_tokens
 from jaxprobe.runs.steer import plan_shift
 from jaxprobe.settings import RunSettings
 from tests.tiny_llama import save_model
@@ -56,6 +57,22 @@ def test_predictions_are_of_the_same_tokens(of_means):
     found, _ = made.predicted(made.headline_layer)
     names = list(made.test_entities["text"])
     np.testing.assert_allclose(predict(made, names)["height"], found[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_probes_along_the_tokens_of_texts(of_means):
+    """A probe is linear: of a name's mean state it reads the mean of what it reads at the tokens."""
+    _, made, _ = of_means
+    texts = ["Lima Oslo", "Cairo", "Lima Oslo"]
+    frame = predict_tokens(made, texts)
+    assert set(frame["layer"]) == {"embed", "0", "1", "2"} and list(frame["row"].unique()) == [0, 1, 2]
+    at_headline = frame[frame["layer"] == made.headline_layer]
+    assert at_headline.groupby("row")["token"].agg("".join).tolist() == ["LimaĠOslo", "Cairo", "LimaĠOslo"]
+    np.testing.assert_allclose(at_headline.groupby("row")["height"].mean(), predict(made, texts)["height"], rtol=1e-4)
+    figure = draw_tokens(made, frame[frame["row"] == 2])
+    image = figure.axes[0].images[0].get_array()
+    last = frame[(frame["row"] == 2) & (frame["layer"] == "2")]
+    np.testing.assert_allclose(image[3], last["height"], rtol=1e-12)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == last["token"].tolist()
 
 
 def test_sums_alone_give_the_same_states(of_means, tmp_path):
