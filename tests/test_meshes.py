@@ -75,6 +75,7 @@ def whole(folder, table):
     return probe(load(folder, ONE), table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_meshes_give_the_same_states_and_scores(folder, table, whole, mesh):
     states, probes = probe(load(folder, mesh), table)
@@ -88,6 +89,7 @@ def whole_of_few_heads(few_heads, table):
     return probe(load(few_heads, ONE), table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["model=4", "model=8", "data=2,model=4"])
 def test_copies_of_heads_give_the_same_states_and_scores(few_heads, table, whole_of_few_heads, mesh):
     states, probes = probe(load(few_heads, mesh, replicate_kv=True), table)
@@ -161,6 +163,7 @@ def allowed_traffic(model, what):
     return allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["step", "root"])
 @pytest.mark.parametrize("mesh", [*MESHES, "fsdp=8"])
 def test_devices_exchange_no_more_than_the_list_allows(folder, mesh, what):
@@ -176,6 +179,7 @@ def test_devices_exchange_no_more_than_the_list_allows(folder, mesh, what):
     assert bool(found) == bool(allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_results_are_where_the_legend_says(folder, mesh):
     """States by bins and wanted rows, the root's keys by heads; once as the shape of one device's part."""

@@ -338,6 +338,7 @@ def everything(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_ends_with_2_says_why_and_writes_nothing(world, case):
     arguments, words = CASES[case]
@@ -352,6 +353,7 @@ def test_bad_input_ends_with_2_says_why_and_writes_nothing(world, case):
     assert all(line in said for problem in json.loads(printed)["problems"] for line in problem.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -388,6 +390,7 @@ def test_bytes_that_are_no_text_come_from_a_real_shell(world):
 DAMAGED = ["run-cut-predictions", "run-cut-scores", "run-cut-entities", "run-no-probes", "run-no-shard"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DAMAGED, "run-no-manifest"])
 def test_the_command_that_is_named_mends_the_run(world, tmp_path, monkeypatch, name):
     """From another folder, as it was printed."""
@@ -434,6 +437,7 @@ def test_a_run_whose_owner_removed_the_states_is_finished(world, tmp_path):
 # ---- Whose weights, and from where ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_works_from_any_folder(world, tmp_path, monkeypatch):
     """Its table and its model were named by relative paths."""
     monkeypatch.chdir(tmp_path)
@@ -446,6 +450,7 @@ def test_a_finished_run_works_from_any_folder(world, tmp_path, monkeypatch):
     assert "nothing to do" in call(["run", "--config", run, "--out", run])[2]
 
 
+@pytest.mark.slow
 def test_other_weights_in_the_models_place_are_refused(world, tmp_path):
     """Same shapes, other numbers: the old run must not answer with them."""
     shutil.copytree(world / "model", tmp_path / "model")

@@ -23,6 +23,7 @@ def model(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_lines_for_a_bug_report(model, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     cli.main(["doctor", "--model", model])
@@ -34,6 +35,7 @@ def test_lines_for_a_bug_report(model, capsys, monkeypatch):
     assert "hf_secret" not in text
 
 
+@pytest.mark.slow
 def test_a_model_that_is_run_wrongly_is_found(model):
     files = open_model(model)
     # A hundredth: as if the checkpoint's theta had been read with a digit lost.

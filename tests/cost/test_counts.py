@@ -112,6 +112,7 @@ def test_ridge_counts_are_those_of_the_traced_programs(rows):
 BESIDE_PRODUCTS = 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", [(), tuple(range(16))], ids=["no root", "root"])
 def test_operations_are_those_that_xla_counts(root):
     config = llama_config(layers=1, width=256, head_width=32, mlp_width=512, vocabulary=64, context=128)

@@ -30,6 +30,7 @@ def extraction(mesh):
     return Extraction((), None, None, plan, STATES, CONFIG.width, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [{"data": 1}, {"data": 8}, {"data": 4, "model": 2}, {"data": 2, "fsdp": 2, "model": 2}, {"fsdp": 8}],

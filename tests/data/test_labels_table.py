@@ -49,6 +49,7 @@ def test_classes_that_cannot_be_fitted_are_left_out_with_a_note():
     assert any("fewer than two training rows: 1 (rare); their 2 rows are left out" in note for note in table.notes)
 
 
+@pytest.mark.slow
 def test_the_label_of_a_named_table_is_no_group_of_it():
     table = load_table("cities", target=["continent"], limit=300)
     assert table.label == "continent" and "Europe" in table.target_names and tuple(table.groups) == ("country",)

@@ -17,6 +17,7 @@ from jaxprobe.probes.ridge import fit_ridge
 from tests.experiments.worlds import letters, make_table, planted, select
 
 
+@pytest.mark.slow
 def test_held_out_scores_are_those_of_a_refit():
     state, table = planted(np.random.default_rng(0), rows=200, noise=1.0)
     frame = blocks.measure_groups({"1": state}, table, "1", "kind", model="m", prompt="p")
@@ -51,6 +52,7 @@ def test_groups_are_dealt_whole_and_evenly():
     assert (blocks.deal_groups(equal, 3, seed=0) != blocks.deal_groups(equal, 3, seed=1)).any()
 
 
+@pytest.mark.slow
 def test_a_planted_group_shift_is_found():
     """Group b lies elsewhere, and its states say so by a direction that no other group uses."""
     rng = np.random.default_rng(2)
@@ -102,6 +104,7 @@ def spatial_world(rng, rows=400):
     return table, {"map": straight.astype(np.float32), "cell": code[cells].astype(np.float32)}
 
 
+@pytest.mark.slow
 def test_spatial_blocks_tell_a_map_from_a_list_of_cells():
     table, states = spatial_world(np.random.default_rng(5))
     cell = lambda frame, fit: select(frame, fit=fit, metric="r2", target="mean")
@@ -113,6 +116,7 @@ def test_spatial_blocks_tell_a_map_from_a_list_of_cells():
     assert cell(listed, "difference")["ci_high"] < 0
 
 
+@pytest.mark.slow
 def test_spatial_predictions_are_those_of_refits_outside_of_cells_and_buffer():
     table, states = spatial_world(np.random.default_rng(6), 250)
     x, y, test = states["map"].astype(np.float64), table.targets, table.is_test
@@ -131,6 +135,7 @@ def test_spatial_predictions_are_those_of_refits_outside_of_cells_and_buffer():
     assert found == pytest.approx(r2_score(y[test], predicted[test]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_types_are_scored_as_by_scikit_learn():
     rng = np.random.default_rng(7)
     state, table = planted(rng, rows=240, groups=3)
@@ -147,6 +152,7 @@ def test_types_are_scored_as_by_scikit_learn():
     assert len(frame[frame["metric"] == "r2_difference"]) == 3 * 4 * 3  # 3 tested, 4 trained on, 2 targets and mean
 
 
+@pytest.mark.slow
 def test_a_type_with_a_map_of_its_own_is_found():
     rng = np.random.default_rng(8)
     state, table = planted(rng, groups=3)
@@ -179,6 +185,7 @@ def test_the_interval_of_the_difference_covers_that_of_the_population():
     assert low <= covered <= high, covered
 
 
+@pytest.mark.slow
 def test_a_type_may_be_called_all_or_others():
     rng = np.random.default_rng(15)
     state, table = planted(rng, groups=3)
@@ -208,6 +215,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_groups_that_cannot_be_held_out_are_refused(case):
     options, message = BAD[case]

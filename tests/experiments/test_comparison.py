@@ -22,6 +22,7 @@ def predicted_world(seed, noise, groups=18, rows=90):
     return Predicted(table, predictions, list(noise)[-1], "m", "p")
 
 
+@pytest.mark.slow
 def test_states_less_embed_are_those_of_scikit_learn_and_of_resampling_by_hand():
     run = predicted_world(0, {"embed": 1.0, "0": 0.5, "1": 0.3})
     frame, truth = compare_states(run), run.table.targets

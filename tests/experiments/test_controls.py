@@ -75,6 +75,7 @@ def test_the_spelling_probe_is_ridge_on_tf_idf_by_hand():
     assert r2_score(targets[is_test], found.predictions) > 0.7
 
 
+@pytest.mark.slow
 def test_controls_of_points_on_the_sphere_are_fitted_on_the_sphere():
     """Groups on either side of the dateline: the mean of their degrees is on the other side of the world."""
     rng = np.random.default_rng(40)
@@ -146,6 +147,7 @@ def test_a_planted_map_passes_its_controls():
     assert not (frame["control"] == "embed").any()
 
 
+@pytest.mark.slow
 def test_a_probe_that_only_knows_the_group_is_found_out():
     rng = np.random.default_rng(5)
     code, width = rng.integers(8, size=400), 12
@@ -161,6 +163,7 @@ def test_a_probe_that_only_knows_the_group_is_found_out():
     assert cell(control="within_kind", metric="r2") < 0.05
 
 
+@pytest.mark.slow
 def test_within_group_r2_and_its_interval_by_hand():
     rng = np.random.default_rng(6)
     state, table = planted(rng, rows=400, noise=1.0, groups=20)

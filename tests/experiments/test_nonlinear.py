@@ -24,6 +24,7 @@ def cell(frame, probe, targets="true", split="test"):
     return select(frame, probe=probe, targets=targets, split=split, metric="r2", target="mean")
 
 
+@pytest.mark.slow
 def test_a_network_reads_what_bends(bent):
     state, table, frame = bent
     test = table.is_test
@@ -36,6 +37,7 @@ def test_a_network_reads_what_bends(bent):
     assert set(frame.loc[frame["targets"] == "true", "resampled"]) == {"rows", ""}
 
 
+@pytest.mark.slow
 def test_what_is_learned_by_heart_is_taken_off(bent):
     _, _, frame = bent
     for split in ("test", "train"):
@@ -51,6 +53,7 @@ def test_what_is_learned_by_heart_is_taken_off(bent):
         assert apart["value"] == pytest.approx(left["mlp"] - left["ridge"])
 
 
+@pytest.mark.slow
 def test_a_network_that_learns_by_heart_looks_no_better():
     """States of more dimensions than training rows, and targets that mean nothing."""
     rng = np.random.default_rng(3)
@@ -62,6 +65,7 @@ def test_a_network_that_learns_by_heart_looks_no_better():
     assert taken_off > 0.1 and cell(frame, "mlp", "permuted", "train")["value"] > 0.1
 
 
+@pytest.mark.slow
 def test_where_the_map_is_linear_a_network_looks_no_better():
     state, table = planted(np.random.default_rng(1), rows=400)
     frame = nonlinear.measure({"0": state}, table, "0", 2)

@@ -83,6 +83,7 @@ def test_an_experiment_has_one_name_and_says_what_it_asks():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
     world = runs[0]
     cli.main(["experiment", "blocks", str(world), "--group", "country"])
@@ -98,6 +99,7 @@ def test_an_experiment_is_that_of_the_stored_states(runs, capsys):
     assert "held_out" in printed.out and "without each country: 4 groups in " in printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["blocks", "entity_types", "controls", "dateline", "layers"])
 def test_a_terminal_shows_one_task_at_a_time(name, runs):
     """Two bars at once are an error of rich's."""
@@ -106,6 +108,7 @@ def test_a_terminal_shows_one_task_at_a_time(name, runs):
     assert len(experiment.run(runs[:1], experiment.Options(), TerminalReporter(terminal)))
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_controls_of_its_headline_layer(runs):
     opened = Run(runs[2])
     written = opened.controls
@@ -146,6 +149,7 @@ def test_every_experiment_runs_from_the_command_line(runs, capsys):
     }
 
 
+@pytest.mark.slow
 def test_sizes_of_a_suite_are_one_command_with_a_picture(tables, tmp_path, capsys):
     """Three random models, the deepest in the middle: R2 by relative depth, and by the number of parameters."""
     paths, counts = [], []
@@ -175,6 +179,7 @@ def test_sizes_of_a_suite_are_one_command_with_a_picture(tables, tmp_path, capsy
     assert (paths[0] / "experiments" / "layers.png").is_file()
 
 
+@pytest.mark.slow
 def test_depth_is_of_the_whole_model_whatever_was_read(model, tables, tmp_path):
     read = run(RunConfig(model, "art", tmp_path / "run", data_dir=tables, mesh="data=1", layers=(0,))).path
     frame = table_of(layers, read)
@@ -194,6 +199,7 @@ def test_labels_to_hold_out_choose_their_columns(runs):
     )
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trained(runs):
     opened = Run(runs[0])
     random = controls.random_states(opened, "1")["1"]
@@ -206,6 +212,7 @@ def test_random_weights_are_the_same_for_the_same_seed_and_stand_beside_the_trai
     assert row["value"] == pytest.approx(r2_score(targets[test], probe.predict(random[test])), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_predictions_for_test_rows_are_those_of_the_run(runs):
     for path in (runs[1], runs[2]):
         opened = Run(path)
@@ -227,6 +234,7 @@ def test_predictions_for_test_rows_are_those_of_the_run(runs):
             np.testing.assert_allclose(half, np.sort(errors)[18], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_unit_vectors_are_fitted_and_degrees_come_back(model, tables, tmp_path):
     config = RunConfig(model, "world_place", tmp_path / "run", data_dir=tables, mesh="data=1", unit_vectors=True)
     opened = Run(run(config).path)
@@ -331,6 +339,7 @@ def test_runs_that_cannot_be_used_are_refused_with_the_command_that_helps(runs, 
     assert "is not finished. Go on with: jaxprobe run --config" in refused(lambda: Run(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_finished_run_needs_its_table_no_more(model, tables, tmp_path, monkeypatch):
     folder = tmp_path / "tables"
     folder.mkdir()
@@ -349,6 +358,7 @@ def test_a_finished_run_needs_its_table_no_more(model, tables, tmp_path, monkeyp
     assert found and found <= set(expected["decade"].astype(str))
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_nothing_but_seed_or_fit_stay_apart(runs, model, tables, tmp_path):
     """They have one model, table and prompt: every table and figure tells them apart by their folder."""
     options = dict(data_dir=tables, mesh="data=1")

@@ -88,6 +88,7 @@ def all_say(truth, read, edits_of):
     )
 
 
+@pytest.mark.slow
 def test_the_unedited_model(truth, read):
     assert sorted({len(said) for said in read.choices.tokens}) != [1]
     found = read.clean().log_probabilities(read.choices)[:, 0]
@@ -95,6 +96,7 @@ def test_the_unedited_model(truth, read):
     assert np.abs(read.clean().kl).max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_rows_in_the_place_of_the_entity(truth, read, layer):
     rng, own = np.random.default_rng(layer + 1), read.states(layer)
@@ -157,6 +159,7 @@ def test_states_are_those_of_the_extraction(read):
         assert error.max() < 1e-5
 
 
+@pytest.mark.slow
 def test_work_is_counted_and_near_the_least(folder):
     model = load_model(str(folder), head=True)
     names = [f"{text} {i}" for i in range(8) for text in TEXTS]
@@ -168,6 +171,7 @@ def test_work_is_counted_and_near_the_least(folder):
     assert read.work.run <= 1.2 * read.work.floor
 
 
+@pytest.mark.slow
 def test_a_mesh_says_the_same(folder, read):
     model = load_model(str(folder), head=True, mesh=make_mesh(parse_mesh("data=2,fsdp=2,model=2")))
     other = read_continuations(model, TEXTS, "the {} is in", SAID, LAYERS, neutral=" was")
@@ -197,6 +201,7 @@ def test_continuations_that_cannot_be_told_apart(tokens, between, words):
         choices(["a", "b"], tokens, between=between)
 
 
+@pytest.mark.slow
 def test_sites_inside_a_block(folder, truth):
     """The stream between attention and MLP, and the neurons, as hooks on the modules see them."""
     model = load_model(str(folder), head=False)
@@ -226,6 +231,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", FAMILIES, ids=lambda variant: variant.id)
 def test_other_families(tmp_path, variant):
     """Tokens, not texts: one and several tokens after the edited one, at one slot and at all of them."""

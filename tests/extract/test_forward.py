@@ -67,6 +67,7 @@ def ours(model, sequences, bins=4, slots=16, shard_entities=16):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "tied", "rope"),
     [(8, 8, False, "default"), (8, 4, True, "linear"), (8, 1, False, "llama3"), (4, 2, True, "llama3")],
@@ -86,6 +87,7 @@ def test_sharded_bfloat16_files_give_the_same_states(tmp_path):
     assert_same_states(ours(load(tmp_path), sequences), true_states(tmp_path, sequences))
 
 
+@pytest.mark.slow
 def test_float16_files_give_the_same_states(tmp_path):
     save_llama(tmp_path, dtype=torch.float16)
     sequences = random_sequences(10)
@@ -104,6 +106,7 @@ def test_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path):
         assert error["ours"] <= error["theirs"], (state, error)
 
 
+@pytest.mark.slow
 def test_the_accelerators_bfloat16_is_no_worse_than_hugging_face_in_bfloat16(tmp_path, monkeypatch):
     """Its products between weights give bfloat16; here a CPU runs it."""
     save_llama(tmp_path, dtype=torch.bfloat16)
@@ -137,6 +140,7 @@ def test_a_mesh_that_does_not_divide_is_refused_with_one_that_does(tmp_path):
         load(tmp_path, make_mesh(parse_mesh("model=8")))
 
 
+@pytest.mark.slow
 def test_fewer_layers_run_fewer_blocks(tmp_path):
     save_llama(tmp_path)
     sequences = random_sequences(5)

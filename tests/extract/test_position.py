@@ -63,6 +63,7 @@ def token_sequences(tokenizer, before):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "Where is "])
 @pytest.mark.parametrize("variant", WITH_BOS + WITHOUT_BOS, ids=lambda variant: variant.model_type)
 def test_positions_are_transformers_own(folders, variant, before):
@@ -86,6 +87,7 @@ def test_positions_are_transformers_own(folders, variant, before):
             np.testing.assert_allclose(last[state][i], values[b - 1], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_eight_devices_and_a_store_that_goes_on(folders, tmp_path, dtype):
     folder = folders(WITH_BOS[0])

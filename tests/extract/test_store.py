@@ -297,6 +297,7 @@ def remove(file, rng):
     file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, remove])
 def test_damage_in_any_file_is_found_named_and_repaired(tmp_path, make_stored, damage):
     stored = make_stored(width=96)  # with less, tensorstore keeps the values in the files of its index
@@ -330,6 +331,7 @@ def test_damage_in_any_file_is_found_named_and_repaired(tmp_path, make_stored, d
     assert (found["missing"] == 1) == (damage is remove)  # the file that says that a shard is whole
 
 
+@pytest.mark.slow
 def test_every_bit_of_the_values_is_checked(tmp_path, make_stored):
     """The files that hold a shard's values load flipped bits without a word; the store's checksums find them."""
     stored = make_stored(width=96)

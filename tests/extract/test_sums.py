@@ -66,6 +66,7 @@ def assert_moments_are_right(stream, x, y, segments):
             assert (abs(squares - (y_centred**2).sum(0)) <= TOLERANCE * y_length**2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_size", [64, 600])
 def test_moments_equal_float64(shard_size):
     rng = np.random.default_rng(0)
@@ -76,6 +77,7 @@ def test_moments_equal_float64(shard_size):
     assert_moments_are_right(stream_of(x, y, shards, segments), x, y, segments)
 
 
+@pytest.mark.slow
 def test_the_shards_do_not_matter_beyond_rounding():
     """Different shards, another pilot mean: the same centred moments. Guards the arithmetic of the shift."""
     rng = np.random.default_rng(1)
@@ -127,6 +129,7 @@ def test_eight_devices_give_the_same_bits_as_one(dtype):
     assert_moments_are_right(one, x, y, segments)
 
 
+@pytest.mark.slow
 def test_rows_of_no_segment_are_not_looked_at():
     rng = np.random.default_rng(3)
     x, y = make_rows(rng)
@@ -194,6 +197,7 @@ def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(shar
     np.testing.assert_allclose(predict_layer(fit, 0, x), fitted, atol=1e-4 * y.std(0).max())
 
 
+@pytest.mark.slow
 def test_sums_that_float32_spoilt_are_named():
     """Two dimensions that differ by less than float32 resolves: judged by the products' digits, not the sums'."""
     rng = np.random.default_rng(7)

@@ -127,12 +127,14 @@ def test_every_type_has_variants():
     assert {variant.model_type for variant in VARIANTS} == {name for family in FAMILIES for name in family.MODEL_TYPES}
 
 
+@pytest.mark.slow
 @by_id
 def test_states_are_those_of_transformers_in_float64(folders, variant):
     sequences = random_sequences(24)
     assert_same_states(ours(load(folders(variant)), sequences), true_states(folders(variant), sequences))
 
 
+@pytest.mark.slow
 @one_each
 def test_packed_equals_one_at_a_time(folders, variant):
     model, sequences = load(folders(variant)), random_sequences(6)
@@ -140,6 +142,7 @@ def test_packed_equals_one_at_a_time(folders, variant):
     assert_same_states(ours(model, sequences), {s: np.concatenate([one[s] for one in alone]) for s in alone[0]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,model=2", "fsdp=2,model=4"])
 @one_each
 def test_eight_devices_give_the_states_of_one_from_sharded_files(folders, tmp_path, variant, mesh):
@@ -150,6 +153,7 @@ def test_eight_devices_give_the_states_of_one_from_sharded_files(folders, tmp_pa
     assert_same_states(ours(eight, sequences), ours(load(folders(variant)), sequences))
 
 
+@pytest.mark.slow
 @one_each
 def test_bfloat16_is_no_further_from_float64_than_transformers(tmp_path, variant):
     save(variant, tmp_path, dtype=torch.bfloat16)
@@ -185,6 +189,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "config", "longest"), WINDOWS, ids=[case[0] for case in WINDOWS])
 def test_a_window_bounds_the_prompt(tmp_path, model_type, config, longest):
     save(Variant(model_type, "window", config | GROUPED), tmp_path)

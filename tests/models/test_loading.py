@@ -192,6 +192,7 @@ def replicated(config, mesh):
     return fit_config(config, mesh.shape, replicate_kv=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_devices", [4, 8])
 def test_copies_of_heads_hold_the_same_numbers(tmp_path, model_devices):
     save_llama(tmp_path, kv_heads=2)

@@ -27,6 +27,7 @@ def test_products_are_exact_and_summed_in_float32(dtype):
         assert (np.abs(found - rounded @ exact) <= 48 * ROUNDING * sizes).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("cap", [None, 2.0])

@@ -145,6 +145,7 @@ def test_the_head_is_read_on_request_only(folders):
         load_model(str(folders["gated"]), mesh=one, head=True, last_layer=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,model=2", "fsdp=2,model=4"])
 def test_sites_and_logits_on_eight_devices(folders, mesh):
     folder, sites = str(folders["gated"]), ("mlp.1", "2.mid", "3")
@@ -192,6 +193,7 @@ def test_edits_are_those_of_pytorch_hooks(model, where):
         assert_close(found[site], expected[site])
 
 
+@pytest.mark.slow
 def test_an_edit_of_zeros_changes_no_bit(model):
     ours, _ = model
     nothing = jax.tree.map(np.zeros_like, low_rank(ours.config))
@@ -201,6 +203,7 @@ def test_an_edit_of_zeros_changes_no_bit(model):
         np.testing.assert_array_equal(plain.states(sites)[site], edited.states(sites)[site])
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_root_and_of_what_follows_is_that_of_the_whole(model):
     """The same edit at every slot: a prefix that is run once, edited, gives the states of whole prompts, edited."""
     ours, _ = model
@@ -214,6 +217,7 @@ def test_an_edit_of_the_root_and_of_what_follows_is_that_of_the_whole(model):
     assert_close(part, np.asarray(whole, np.float64)[:, 5:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("traced", [False, True])
 def test_going_on_from_a_block_is_the_forward(model, first, traced):
@@ -249,6 +253,7 @@ def test_sites_that_are_not_there_are_refused(model):
         run_blocks(ours.weights, ours.config, x, bins_of(TOKENS), root, mesh=ours.mesh, first=2, sites=("1",))
 
 
+@pytest.mark.slow
 def test_it_trains(folders):
     """`jax.value_and_grad` through forward and head: the gradient is the slope of the loss."""
     ours = load_model(str(folders["gated"]), mesh=make_mesh({"data": 1}), head=True)
@@ -266,6 +271,7 @@ def test_it_trains(folders):
     assert np.isfinite(norm) and (float(value) - float(jax.jit(loss)(moved))) == pytest.approx(1e-3, rel=0.1)
 
 
+@pytest.mark.slow
 def test_random_weights_have_the_checkpoints_own_spread(model):
     """The spread, the gains and the biases that transformers' own initialisation gives."""
     ours, folder = model

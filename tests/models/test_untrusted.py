@@ -79,6 +79,7 @@ NAMES = [*BASE, "head_dim", "rope_theta", "tie_word_embeddings", "attention_bias
          "initializer_range", "layer_norm_eps", "scale_attn_by_inverse_layer_idx"]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=2000, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from([name for family in FAMILIES for name in family.MODEL_TYPES]),

@@ -125,6 +125,7 @@ def test_a_config_file_and_the_command_line(tmp_path, capsys):
     assert values["mesh"]["data"] == 2 and values["fits_stored"] and values["forward"]["operations"] > 0
 
 
+@pytest.mark.slow
 def test_sites_that_are_named_are_all_that_is_planned_for():
     made = plan("llama-2-7b", "h100:8", "cities", sites=("embed", "3", "7.mid"), limit=200)
     assert made.config.layers == 8  # later blocks are not run

@@ -42,6 +42,7 @@ def assert_promises(fit, layer, expected, fitted, alphas, y, x):
     assert difference <= FITTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.2, 2.0])
 def test_leave_one_out_is_float64s(share):
     """All kinds at once, a layer each: float32 by its own, whitened, or in float64 where it says so."""
@@ -59,6 +60,7 @@ def test_leave_one_out_is_float64s(share):
             assert "in float64 on the host" in fit.notes[0] and kind in fit.notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "criterion, share", [("k_fold", 0.5), ("k_fold", 1.2), ("leave_one_group_out", 1.2), ("generalised", 1.2)]
 )
@@ -77,6 +79,7 @@ def test_other_criteria_are_float64s(criterion, share):
         assert_promises(fit, 0, expected, lambda alpha, truth=truth: truth.leave_one_out(alpha)[2], alphas, y, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, d", [(3, 1), (3, 6), (9, 4), (5, 41)])
 def test_small_tables(n, d):
     rng = np.random.default_rng(n + d)
@@ -88,6 +91,7 @@ def test_small_tables(n, d):
     np.testing.assert_allclose(predict_layer(fit, 0, x[0]), predict_layer(exact, 0, x[0]), atol=FITTED)
 
 
+@pytest.mark.slow
 def test_a_penalty_for_each_target_and_a_grid_of_its_own():
     x, y = make_states("massive", 200, D)
     y = np.concatenate([y, np.random.default_rng(2).normal(size=(200, 1))], axis=1)  # noise wants the largest
@@ -98,6 +102,7 @@ def test_a_penalty_for_each_target_and_a_grid_of_its_own():
     np.testing.assert_allclose(predict_layer(fit, 0, x), predict_layer(exact, 0, x), atol=FITTED * y.std(0).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [7, 200, BLOCK + 40, 1100])
 def test_the_root_of_matrix_products_is_one(d):
     rng = np.random.default_rng(d)

@@ -33,6 +33,7 @@ def refit_without(x, y, groups, alpha):
     return predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("criterion", ["k_fold", "leave_one_group_out"])
 def test_folds_and_groups_equal_refits(shape, criterion):
@@ -48,6 +49,7 @@ def test_folds_and_groups_equal_refits(shape, criterion):
     np.testing.assert_allclose(fit.weights[0], reference.coef_.T, atol=1e-6 * abs(reference.coef_).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape, solver", [("tall", "eigh"), ("wide", "eigh"), ("tall", "cholesky")])
 def test_generalised_equals_its_definition(shape, solver):
     x, y = planted(*SHAPES[shape])
@@ -59,6 +61,7 @@ def test_generalised_equals_its_definition(shape, solver):
         np.testing.assert_allclose(fit.loo_mse[0, a], expected, rtol=1e-6)  # np.linalg.solve of the singular wide x'x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, layers", [("eigh", 8), ("eigh", 11), ("cholesky", 11)])
 def test_eight_devices_equal_one(layers, solver):
     x, y = planted(1500, 30, layers=layers)
@@ -73,6 +76,7 @@ def test_eight_devices_equal_one(layers, solver):
         np.testing.assert_allclose(ours, theirs, atol=FLOAT32 * abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_layers_at_once_equal_layers_one_by_one(monkeypatch):
     """What accelerators run (vmap) equals what a CPU runs."""
     x, y = planted(400, 30, layers=3)
@@ -85,6 +89,7 @@ def test_layers_at_once_equal_layers_one_by_one(monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=EXACT, err_msg=field)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["generalised", "k_fold"])
 def test_streamed_moments_equal_arrays(criterion):
     x, y = planted(600, 30, layers=2)

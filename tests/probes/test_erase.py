@@ -85,6 +85,7 @@ def erasers(x, z):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["degrees", "classes"])
 def test_a_probe_fitted_anew_finds_nothing(target):
     x, z = states()
@@ -111,6 +112,7 @@ def test_a_projection_of_ridge_weights_leaves_what_leace_does_not():
     assert r2_again(changed, z).min() > 0.01
 
 
+@pytest.mark.slow
 def test_moments_and_rows_and_new_targets_agree():
     x, z = states()
     z = z / z.std(0)  # moments hold targets about 0

@@ -22,6 +22,7 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 @parametrize_with_checks([RidgeProbe(), MlpProbe(**SMALL), ClassProbe(), ClassProbe("logistic")])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
@@ -33,6 +34,7 @@ def table(n=400, d=10, seed=0):
     return x, x[:, :2] @ rng.normal(size=(2, 2)) + rng.normal(size=(n, 2))
 
 
+@pytest.mark.slow
 def test_ridge_probe_equals_ridgecv_in_pipeline_and_cross_validation():
     x, y = table()
     alphas = np.logspace(-1, 4, 11)
@@ -50,6 +52,7 @@ def test_ridge_probe_equals_ridgecv_in_pipeline_and_cross_validation():
     assert grouped.alpha_ in alphas
 
 
+@pytest.mark.slow
 def test_mlp_probe_in_a_grid_search():
     x, y = table(200)
     search = GridSearchCV(MlpProbe(**SMALL, max_epochs=30), {"learning_rate": [1e-5, 1e-2]}, cv=2).fit(

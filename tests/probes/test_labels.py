@@ -111,6 +111,7 @@ def test_logistic_path_equals_scikit_learns(k):
         np.testing.assert_allclose(ours, theirs.predict_proba(x), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_every_classifier_reads_what_is_there_and_nothing_from_noise(classifier):
     x, _, names = world(600, k=3, spread=1.0)
@@ -123,6 +124,7 @@ def test_every_classifier_reads_what_is_there_and_nothing_from_noise(classifier)
     assert log_loss < np.log(3) + 0.1  # a probe that knows nothing is not sure of itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_many_and_rare_classes(classifier):
     x, _, names = world(900, d=12, k=60)

@@ -19,6 +19,7 @@ def curved(n=600, d=6, layers=2, seed=0):
     return x, y
 
 
+@pytest.mark.slow
 def test_learns_what_a_line_cannot_and_repeats():
     x, y = curved(2000)
     options = dict(hidden=64, batch_size=64, learning_rate=3e-3, weight_decays=(0.01, 0.1))
@@ -31,6 +32,7 @@ def test_learns_what_a_line_cannot_and_repeats():
     assert not np.array_equal(predict_mlp(other, x), predict_mlp(fit, x))
 
 
+@pytest.mark.slow
 def test_equals_a_plain_loop_over_layers_and_decays():
     """The same seeds, batches and stopping, written out for one probe at a time with no vmap."""
     x, y = curved(300)
@@ -85,6 +87,7 @@ def test_equals_a_plain_loop_over_layers_and_decays():
     assert fit.best_epoch.max() < epochs  # it was stopped, and its best restored
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused():
     x, y = curved(50)
     with pytest.raises(InputError, match="with 40 rows as y") as caught:
@@ -98,6 +101,7 @@ def test_bad_input_is_refused():
         predict_mlp(fit, x)
 
 
+@pytest.mark.slow
 def test_no_probe_comes_back_untrained():
     x, y = curved(50)
     with pytest.raises(InputError, match="patience is 0; wanted 1 or more") as caught:
@@ -112,6 +116,7 @@ def test_no_probe_comes_back_untrained():
     assert (fit.weight_decay == 0.01).all() and np.isfinite(predict_mlp(fit, x)).all()
 
 
+@pytest.mark.slow
 def test_a_constant_dimension_that_rounds_keeps_its_scale():
     x, y = curved(50)
     x = x.astype(np.float64)

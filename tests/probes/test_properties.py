@@ -1,6 +1,7 @@
 """What must hold for any states: whatever their columns are, hypothesis looks for the ones that break it."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,7 @@ def refit_without(x, y, inside, alpha):
     return (x[inside] - x_mean) @ np.linalg.solve(r, q.T @ targets) + y_mean
 
 
+@pytest.mark.slow
 @quick
 @given(SHAPES, EDITS, SEEDS, st.sampled_from([0.1, 1.0, 100.0]))
 def test_leave_one_out_equals_refits(shape, edits, seed, alpha):
@@ -60,6 +62,7 @@ def test_leave_one_out_equals_refits(shape, edits, seed, alpha):
     np.testing.assert_allclose(found, ((y - expected) ** 2).mean(0), rtol=EXACT)
 
 
+@pytest.mark.slow
 @quick
 @given(SHAPES, EDITS, SEEDS, st.sampled_from([1.0, 100.0]))
 def test_leave_one_group_out_equals_refits(shape, edits, seed, alpha):
@@ -74,6 +77,7 @@ def test_leave_one_group_out_equals_refits(shape, edits, seed, alpha):
     np.testing.assert_allclose(found, ((y - expected) ** 2).mean(0), rtol=EXACT)
 
 
+@pytest.mark.slow
 @quick
 @given(SHAPES, EDITS, SEEDS, st.floats(-3, 3), st.floats(-3, 3), st.floats(-100, 100))
 def test_units_and_order_do_not_matter(shape, edits, seed, x_power, y_power, shift):
@@ -95,6 +99,7 @@ def test_units_and_order_do_not_matter(shape, edits, seed, x_power, y_power, shi
     np.testing.assert_allclose(own.alphas[0, -1] / own.alphas[0, 0], fit.alphas[0, -1] / fit.alphas[0, 0], rtol=EXACT)
 
 
+@pytest.mark.slow
 @quick
 @given(EDITS, SEEDS, st.sampled_from([1.0, 1e3, 1e5]))
 def test_float32_keeps_its_promise_whatever_the_columns(edits, seed, alpha):
@@ -107,6 +112,7 @@ def test_float32_keeps_its_promise_whatever_the_columns(edits, seed, alpha):
     np.testing.assert_allclose(predict(narrow, x), predict(exact, x), atol=FLOAT32 * y.std())
 
 
+@pytest.mark.slow
 @quick
 @given(SHAPES, SEEDS)
 def test_duplicated_dimensions_share_their_weight_and_constant_ones_have_none(shape, seed):

@@ -82,6 +82,7 @@ def test_leave_one_out_equals_refits(n, d):
     np.testing.assert_allclose(fit.loo_mse[0], refit_leave_one_out(x[0], y, alphas), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_alpha_per_target_equals_ridgecv():
     x, y = planted(600, 60)
     y[:, 1] = np.random.default_rng(2).normal(size=600)  # noise wants the largest penalty
@@ -136,6 +137,7 @@ def test_states_equal_arrays_and_are_read_in_order_while_another_is_solved():
     np.testing.assert_allclose(by_mask.weights, by_state.weights, atol=FLOAT32 * abs(by_state.weights).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_states_are_solved_in_float32(dtype):
     import ml_dtypes
@@ -147,6 +149,7 @@ def test_narrow_states_are_solved_in_float32(dtype):
     np.testing.assert_array_equal(predict(fit, narrow), predict(wide, narrow.astype(np.float32)))
 
 
+@pytest.mark.slow
 def test_a_badly_conditioned_state_is_solved_again_in_float64_and_named():
     rng = np.random.default_rng(5)
     x = rng.normal(size=(2, 4000, 20))
@@ -177,6 +180,7 @@ def errors_of_the_rest(x, y, alpha, row):
     return total / len(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("huge", [1e4, 1e5])
 @pytest.mark.parametrize("dims", [1, 30])
 def test_a_row_far_from_all_others_counts_as_refits_say(huge, dims):
@@ -227,6 +231,7 @@ def test_bad_input_is_refused_with_every_problem():
         fit_states({"a": x[0], "b": x[0, :, :5]}, np.arange(60), y)
 
 
+@pytest.mark.slow
 def test_rows_that_are_left_out_do_not_count():
     x, y = planted(4200, 24)
     rows = np.random.default_rng(5).random(4200) < 0.7

@@ -85,6 +85,7 @@ def test_what_whole_groups_are_resampled_for_says_so_and_why_it_has_no_interval(
     assert "no interval" not in with_interval
 
 
+@pytest.mark.slow
 def test_what_has_no_score_is_a_dash(place_run):
     rows = control_rows()
     rows.loc[rows["control"] == "embed", ["value", "ci_low", "ci_high"]] = np.nan

@@ -77,6 +77,7 @@ def test_a_bad_probe_is_marked_at_the_edge_and_does_not_press_the_rest(place_run
     assert np.abs(drawn).max() < 5 and inside(figure)
 
 
+@pytest.mark.slow
 def test_where_every_probe_is_bad_the_axis_still_points_up(place_run):
     for layer in ("embed", *"012345"):
         with_r2(place_run, layer, -750.0, -3613.0, -2.0)
@@ -107,6 +108,7 @@ def test_layers_stand_at_their_numbers(tmp_path, layers):
     assert headline in [label.get_text() for label in axes.get_xticklabels()]
 
 
+@pytest.mark.slow
 def test_sites_inside_of_blocks_have_lines_of_their_own(tmp_path):
     quality = {"embed": 0.2, "0.mid": 0.3, "mlp.0": 0.5, "0": 0.4, "1.mid": 0.45, "mlp.1": 0.7, "1": 0.6}
     run = write_run(tmp_path / "run", city_entities(300), quality, "cities", headline="mlp.1")
@@ -150,6 +152,7 @@ def test_a_long_group_s_name_is_cut_and_covers_no_continent(place_run):
     assert all(box.y1 <= axes.get_window_extent().y0 for axes in figure.axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e30, 1e6, 1e-30])
 def test_plain_numbers_of_any_size_are_drawn_inside_the_frame(tmp_path, scale):
     rng = np.random.default_rng(0)
@@ -217,6 +220,7 @@ def test_time_figure_draws_predicted_against_true(time_run):
     np.testing.assert_array_equal(drawn, frame[["true_release_date", "predicted_release_date"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fixture", "stems"),
     [("place_run", {"r2_by_layer", "map"}), ("time_run", {"r2_by_layer", "predicted_against_true"})],
@@ -235,6 +239,7 @@ def test_written_figures_are_pictures_and_the_same_each_time(request, fixture, s
         assert 0.02 < (pixels[..., :3].min(axis=2) < 0.99).mean() < 0.9
 
 
+@pytest.mark.slow
 def test_names_that_are_no_plain_text_are_drawn_as_text(place_run):
     config = place_run.read_config()
     config["result"]["model"] = r"model $\frac{1$ <b>&amp;</b> نموذج 🏙️ " + "long " * 40

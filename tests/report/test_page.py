@@ -131,6 +131,7 @@ def test_scripts_and_styles_are_allowed_by_their_hashes_alone(place_run):
         assert digests and digests <= set(sources[directive])
 
 
+@pytest.mark.slow
 def test_report_and_figures_are_written_into_the_run(place_run, time_run, tmp_path):
     assert write_report(place_run) == place_run.report_path
     assert place_run.report_path.read_text(encoding="utf-8") == render_page([Run(place_run)])
@@ -165,6 +166,7 @@ def test_with_a_path_only_the_page_is_written_and_again(place_run, tmp_path):
     assert sorted(place_run.path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(place_run):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = sorted(place_run.path.rglob("*"))

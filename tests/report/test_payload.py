@@ -61,6 +61,7 @@ def test_a_group_has_one_colour_in_the_page_and_in_the_figure(place_run):
     assert len(figure) > 3 and {label: page[label] for label in figure} == figure
 
 
+@pytest.mark.slow
 def test_a_missing_prediction_is_missing_in_the_page(place_run):
     predictions = place_run.read_predictions()
     gone = predictions.query("layer == '2'").index[0]

@@ -45,6 +45,7 @@ def parts_of(model, table):
     return split_extraction(extraction, [np.flatnonzero(~table.is_test), np.flatnonzero(table.is_test)], model.mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("group", [None, "continent"])
 def test_streamed_probes_equal_stored_ones(folder, table, group, devices):
@@ -70,6 +71,7 @@ def test_streamed_probes_equal_stored_ones(folder, table, group, devices):
     assert scores["test", "embed", "longitude"] > 0.9  # planted: the last token names it
 
 
+@pytest.mark.slow
 def test_moments_come_from_the_stream_as_they_are(folder, table):
     """The stream's dictionary is the solver's Moments; its sums are those of the rows."""
     model = load_model(folder, mesh=make_mesh({"data": 1}))

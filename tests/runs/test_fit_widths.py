@@ -9,6 +9,7 @@ from jaxprobe.probes.ridge import fit_ridge, predict_layer
 from jaxprobe.runs.fit import fit_probes
 
 
+@pytest.mark.slow
 def test_each_state_is_fitted_as_if_alone():
     rng = np.random.default_rng(0)
     wide = {"embed": 8, "mlp.0": 20, "0": 8, "mlp.1": 20, "final_norm": 8}

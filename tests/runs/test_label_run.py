@@ -45,6 +45,7 @@ def made(tmp_path_factory):
     return run(replace(settings, out=folder / "run")), settings
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_scikit_learn_on_the_exported_states(made):
     finished, entities = Run(made[0]), Run(made[0]).entities
     test, labels = (entities["split"] == "test").to_numpy(), entities["true_kind"].to_numpy()
@@ -56,6 +57,7 @@ def test_scores_are_those_of_scikit_learn_on_the_exported_states(made):
         assert row["value"] == scores.loc[("test", "mean", "accuracy", layer), "value"]
 
 
+@pytest.mark.slow
 def test_predictions_and_the_table_come_back(made):
     finished = Run(made[0])
     assert finished.label == "kind" and finished.classes == ("a", "b", "c", "rare <b>")
@@ -98,6 +100,7 @@ def test_the_command_line_names_label_and_probability(made, capsys):
     assert "probability" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", ["lda", "means", "logistic"])
 def test_other_classifiers(made, classifier):
     activations, table = Run(made[0]).activations, Run(made[0]).table
@@ -112,6 +115,7 @@ def test_labels_need_stored_states(made, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_experiments_take_a_run_on_labels(made, capsys):
     run_folder = str(made[0].path)
     main(["experiment", "blocks", run_folder, "--group", "side", "--json"])
@@ -131,6 +135,7 @@ def test_experiments_take_a_run_on_labels(made, capsys):
     assert value["accuracy_difference", "embed", "rows"] == pytest.approx(right["1"] - right["embed"])
 
 
+@pytest.mark.slow
 def test_labels_and_numbers_are_not_compared(made, tmp_path, capsys):
     frame = pd.read_csv(made[1].dataset).assign(size=np.arange(120.0))
     frame.to_csv(tmp_path / "sizes.csv", index=False)
@@ -140,6 +145,7 @@ def test_labels_and_numbers_are_not_compared(made, tmp_path, capsys):
     assert "no scale in common" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_classes_have_their_curves(made, tmp_path):
     settings = replace(made[1], target=("side",), group=(), out=tmp_path / "run")
     finished = run(settings)

@@ -36,6 +36,7 @@ def finished(tmp_path_factory):
     return run(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["states.safetensors", "states"])
 def test_exported_states_score_as_the_run_did(finished, tmp_path, form):
     main(["export", str(finished.path), "--out", str(tmp_path / form), "--quiet"])
@@ -52,6 +53,7 @@ def test_exported_states_score_as_the_run_did(finished, tmp_path, form):
     assert set(Run(out).controls["control"]) == set(Run(finished).controls["control"])
 
 
+@pytest.mark.slow
 def test_states_of_any_name_are_numbered_in_their_order(tmp_path):
     rng = np.random.default_rng(1)
     table = pd.DataFrame({"name": [f"n{i}" for i in range(60)], "size": rng.normal(size=60)})
@@ -67,6 +69,7 @@ def test_states_of_any_name_are_numbered_in_their_order(tmp_path):
         jaxprobe.predict_names(made.path, ["n1"])
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing_and_other_states_are_refused(tmp_path, capsys):
     rng = np.random.default_rng(2)
     pd.DataFrame({"name": [f"n{i}" for i in range(40)], "size": rng.normal(size=40)}).to_csv(

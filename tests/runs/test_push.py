@@ -98,6 +98,7 @@ def made(tmp_path_factory):
     return x, {kind: jaxprobe.probe({"0": x, "1": x[:, ::-1]}, table, folder / kind) for kind, table in tables.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numbers", "labels"])
 def test_pushed_probes_predict_as_the_run_does(made, hub, kind, capsys):
     x, runs = made
@@ -117,6 +118,7 @@ def test_pushed_probes_predict_as_the_run_does(made, hub, kind, capsys):
     assert repr(jaxprobe.load_probes(run.path)) == repr(probes)
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_the_same_files_and_a_card_that_says_what_they_are(made, tmp_path, capsys):
     run = made[1]["numbers"]
     main(["push", str(run.path), "org/probes", "--dry-run", str(tmp_path / "shared"), "--quiet"])

@@ -54,6 +54,7 @@ def settings(model, places, tmp_path, **other):
     return RunSettings(model=model, dataset=str(places), out=tmp_path / "run", mesh="data=1", **other)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_files_and_its_scores_follow_from_its_states(model, places, tmp_path):
     heard = Reporter()
     directory = run(settings(model, places, tmp_path, target=("latitude", "longitude"), group=("continent",)), heard)
@@ -74,6 +75,7 @@ def test_a_run_writes_its_files_and_its_scores_follow_from_its_states(model, pla
     assert config["result"]["headline_layer"] in states and config["result"]["peak_memory_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_spatial_blocks_as_the_split(model, places, tmp_path):
     options = dict(target=("latitude", "longitude"), split="blocks", cell_degrees=30.0, buffer_km=2000.0)
     heard = Reporter()
@@ -90,6 +92,7 @@ def test_spatial_blocks_as_the_split(model, places, tmp_path):
     assert read_settings(directory.config_path).split == "blocks"
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_and_says_so(model, places, tmp_path):
     config = settings(model, places, tmp_path)
     config = RunSettings(**{**vars(config), "target": ("latitude", "longitude")})
@@ -101,6 +104,7 @@ def test_a_finished_run_does_nothing_and_says_so(model, places, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in directory.path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_without_results_goes_on_from_its_states(model, places, tmp_path):
     config = settings(model, places, tmp_path, target=("founded",))
     directory = run(config)
@@ -112,12 +116,14 @@ def test_a_run_without_results_goes_on_from_its_states(model, places, tmp_path):
     pd.testing.assert_frame_equal(directory.read_scores(), scores)
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_folder_is_refused(model, places, tmp_path):
     run(settings(model, places, tmp_path, target=("founded",)))
     with pytest.raises(InputError, match='prompt: "empty" there, "Where is {}" wanted'):
         run(settings(model, places, tmp_path, target=("founded",), prompt="Where is {}"))
 
 
+@pytest.mark.slow
 def test_config_json_gives_the_settings_back(model, places, tmp_path):
     config = settings(model, places, tmp_path, target=("founded",), layers=(0, 1))
     directory = run(config)
@@ -131,6 +137,7 @@ def test_config_json_gives_the_settings_back(model, places, tmp_path):
         read_settings(tmp_path / "bad.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,model=2", "data=8"])
 def test_devices_change_no_score(model, places, tmp_path, mesh):
     one = run(settings(model, places, tmp_path, target=("latitude", "longitude"))).read_scores()
@@ -139,6 +146,7 @@ def test_devices_change_no_score(model, places, tmp_path, mesh):
     pd.testing.assert_frame_equal(one, many, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ten_lines_of_python(model, places):
     table = jaxprobe.load_table(str(places), target=["latitude", "longitude"])
     language_model = jaxprobe.load_model(model)
@@ -148,6 +156,7 @@ def test_ten_lines_of_python(model, places):
     assert probes.headline in activations and len(probes.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold_group", [None, "continent"])
 def test_a_run_without_a_store_writes_the_same_files(model, places, tmp_path, fold_group):
     config = settings(
@@ -251,11 +260,13 @@ def test_a_text_longer_than_the_context_writes_nothing(model, places, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_bos_is_run_with_a_note(model, places, tmp_path):
     directory = run(settings(without_bos(model, tmp_path), places, tmp_path, target=("founded",)))
     assert any("no BOS" in note for note in directory.read_result()["notes"])
 
 
+@pytest.mark.slow
 def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch):
     """A GPU's default is bfloat16: what begins there goes on so elsewhere, or is refused with that reason."""
     monkeypatch.setattr("jaxprobe.runs.prepare.choose_dtype", lambda dtype: dtype or "bfloat16")
@@ -270,6 +281,7 @@ def test_the_dtype_that_was_chosen_is_kept(model, places, tmp_path, monkeypatch)
     assert "finished: nothing to do" in heard.lines[-1]
 
 
+@pytest.mark.slow
 def test_other_groups_are_another_run(model, places, tmp_path):
     config = settings(model, places, tmp_path, target=("founded",), group=("continent",))
     run(config)
@@ -280,6 +292,7 @@ def test_other_groups_are_another_run(model, places, tmp_path):
         run(config)
 
 
+@pytest.mark.slow
 def test_predict_and_random_weights_need_no_mesh_of_the_run(model, places, tmp_path):
     """The settings of a run on more devices than are here."""
     directory = run(settings(model, places, tmp_path, target=("founded",)))

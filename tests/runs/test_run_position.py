@@ -59,6 +59,7 @@ def test_predictions_are_of_the_same_tokens(of_means):
     np.testing.assert_allclose(predict(made, names)["height"], found[:, 0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_probes_along_the_tokens_of_texts(of_means):
     """A probe is linear: of a name's mean state it reads the mean of what it reads at the tokens."""
     _, made, _ = of_means
@@ -75,6 +76,7 @@ def test_probes_along_the_tokens_of_texts(of_means):
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == last["token"].tolist()
 
 
+@pytest.mark.slow
 def test_sums_alone_give_the_same_states(of_means, tmp_path):
     """Training R2 of each layer by an unpenalised fit would differ with another token; here by the chosen penalty."""
     settings, made, _ = of_means

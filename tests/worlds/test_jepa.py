@@ -27,11 +27,13 @@ def map_r2(model):
     return r2(world.points[world.is_test], predict(fit_points(world, x), x[None, world.is_test])[0]).mean()
 
 
+@pytest.mark.slow
 def test_it_grows_a_map_that_random_weights_lack(trained):
     assert map_r2(trained.model()) > 0.5
     assert map_r2(trained.model(0)) < 0.1
 
 
+@pytest.mark.slow
 def test_without_a_term_the_codes_collapse(trained):
     settings = JointEmbeddingSettings(regulariser="none")
     alone = train_world_model(trained.world, "joint-embedding", settings=settings, steps=STEPS)
@@ -41,6 +43,7 @@ def test_without_a_term_the_codes_collapse(trained):
     assert alone.history.losses[-1, 0] < 1e-3 * trained.history.losses[-1, 0]  # nothing is easier to predict
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers(trained):
     world = make_world(TINY, seed=11)
     first, again = (train_world_model(world, "joint-embedding", steps=50).history for _ in range(2))
@@ -49,6 +52,7 @@ def test_same_seed_same_numbers(trained):
     assert (first.losses != other.losses).any()
 
 
+@pytest.mark.slow
 def test_it_is_a_world_model(trained):
     model, world = trained.model(), trained.world
     assert isinstance(model, WorldModel)
@@ -64,6 +68,7 @@ def test_it_is_a_world_model(trained):
     assert model.draw(np.random.default_rng(0), 3) is None  # no wind, no z
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_error_of_an_open_loop(trained):
     world = trained.world
     target = objective(world, JointEmbeddingSettings(regulariser="none"), seed=0)
@@ -78,6 +83,7 @@ def test_the_loss_is_the_error_of_an_open_loop(trained):
     assert np.isclose(loss, np.mean(errors), rtol=1e-4) and numbers[1] == 0
 
 
+@pytest.mark.slow
 def test_z_of_least_energy_learns_the_wind():
     """Pred with a set of z spreads its outcomes as the wind does; its loss is below that of the same model without."""
     windy = make_world(TINY, seed=3, wind_km=1500.0)
@@ -91,6 +97,7 @@ def test_z_of_least_energy_learns_the_wind():
     assert not {"exact"} & set(answers.index)  # no one city is right
 
 
+@pytest.mark.slow
 def test_features_are_encoded_without_noise_but_trained_with():
     world = make_world(TINY)
     settings = JointEmbeddingSettings(encoder="features", regulariser="sigreg")
@@ -104,6 +111,7 @@ def test_features_are_encoded_without_noise_but_trained_with():
         JointEmbeddingSettings(regulariser="l2")
 
 
+@pytest.mark.slow
 def test_answers_beside_their_controls(trained):
     answers = ask(trained.model()).set_index(["question", "of", "metric"])["value"].to_dict()
     assert answers["city", "best", "r2"] == answers["city", "embed", "r2"]
@@ -117,6 +125,7 @@ def test_answers_beside_their_controls(trained):
     assert abs(controls["target", "control: the city of arrival", "beta"]) < 0.2
 
 
+@pytest.mark.slow
 def test_pushing_h_along_the_surface_moves_the_prediction(trained):
     shifts, cuts = steer_model(trained.model())
     mean = shifts[shifts["asked_km"] == 2000].groupby("how")[["slope", "cosine"]].mean()

@@ -37,6 +37,7 @@ def best_r2(model):
     return r2(world.points[world.is_test], predict(fits[best], states[best][None, world.is_test])[0]).mean()
 
 
+@pytest.mark.slow
 def test_a_map_appears_that_random_weights_lack(trained):
     assert best_r2(trained.model()) > 0.5
     assert best_r2(trained.model(0)) < 0.1
@@ -44,6 +45,7 @@ def test_a_map_appears_that_random_weights_lack(trained):
     assert losses.shape == (100, 2) and losses[-1, 0] < 0.6 * losses[0, 0]
 
 
+@pytest.mark.slow
 def test_going_on_from_any_block_is_the_forward(trained):
     model, world = trained.model(), trained.world
     city, action = (rows[:30] for rows in np.nonzero(world.valid))
@@ -61,6 +63,7 @@ def test_going_on_from_any_block_is_the_forward(trained):
         assert (np.abs(other - chances).max() > 1e-3) == used
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_log_odds_of_what_comes_next(trained):
     model, world = trained.model(), trained.world
     target = objective(world, SMALL, 0, make_mesh({"data": 1}))
@@ -75,12 +78,14 @@ def test_the_loss_is_the_log_odds_of_what_comes_next(trained):
     assert np.isclose(numbers[1], np.mean(right[:3]))
 
 
+@pytest.mark.slow
 def test_only_matrices_decay():
     decayed = objective(make_world(TINY), SMALL, 0, make_mesh({"data": 1})).decayed
     assert decayed["embedding"] and decayed["head"] and decayed["blocks"]["query"]
     assert not decayed["final_norm"] and not decayed["blocks"]["mlp_norm"]
 
 
+@pytest.mark.slow
 def test_it_is_a_world_model(trained):
     model, world = trained.model(), trained.world
     assert isinstance(model, WorldModel)
@@ -103,6 +108,7 @@ def test_it_is_a_world_model(trained):
     assert (predict_arrivals(model, city, action) == model.sample(s)).all()
 
 
+@pytest.mark.slow
 def test_a_shift_changes_the_reading_by_exactly_what_was_asked(trained):
     from jaxprobe.worlds.steering import _changes
 
@@ -128,6 +134,7 @@ def test_polynomials_span_the_harmonics():
     assert np.allclose(z.T @ z / len(points), np.eye(15), atol=1e-9) and np.abs(z.mean(0)).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_pushing_along_the_surface_moves_the_prediction_and_random_does_not(trained):
     assert peak_step(trained) in (25, 50, 100)
     shifts, _ = steer_model(trained.model())
@@ -139,6 +146,7 @@ def test_pushing_along_the_surface_moves_the_prediction_and_random_does_not(trai
         steer_model(train_world_model(windy, "language", settings=SMALL, steps=25).model())
 
 
+@pytest.mark.slow
 def test_a_label_is_asked_for_and_wind_is_compared(trained):
     answers = ask(trained.model(), intervals=False).set_index(["question", "of", "metric"])["value"].to_dict()
     assert 0 <= answers["label", "all", "exact"] <= 1
