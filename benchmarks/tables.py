@@ -311,6 +311,13 @@ def worlds_table(result: dict[str, Any]) -> str:
             f"{max(moved):.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    seeds = [
+        f"{kind}: R² {with_interval(found['r2 at the peak'])} at its best step, "
+        f"{with_interval(found['city, best, r2'])} at the end, "
+        f"right city {with_interval(found['next_city, held, exact'])}"
+        for kind, found in result["over_seeds"].items()
+    ]
+    lines += ["", f"Mean of three seeds, with Student's 95 % interval: {'; '.join(seeds)}."]
     controls = next(iter(result["models"].values()))["last"]
     told = lambda control, metric="exact", question="next_city": controls[f"{question}, control: {control}, {metric}"][
         0

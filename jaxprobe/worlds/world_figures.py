@@ -138,7 +138,7 @@ def draw_collapse(answers: pd.DataFrame) -> Figure:
     runs = list(dict.fromkeys(answers["run"]))
     with house_style():
         figure = Figure(figsize=(9.2, 3.4))
-        grid = area(figure, left=0.55, right=0.25, bottom=0.85, top=0.95).subgridspec(1, len(panels), wspace=0.26)
+        grid = area(figure, left=0.65, right=0.25, bottom=0.85, top=0.95).subgridspec(1, len(panels), wspace=0.26)
         for column, (name, question) in enumerate(panels.items()):
             axes = figure.add_subplot(grid[0, column])
             for run, colour in zip(runs, OKABE_ITO, strict=False):
@@ -148,6 +148,7 @@ def draw_collapse(answers: pd.DataFrame) -> Figure:
             axes.set_xlabel("Training steps")
             if question[2] == "deviation":
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no mathtext in the house's style
             elif question[2] == "r2":
                 axes.set_ylim(-0.1, 1.02)
             else:
@@ -271,6 +272,6 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
 
 def _step_ticks(axes: Axes, answers: pd.DataFrame) -> None:
     last = answers["step"].max()
-    ticks = [step for step in (25, 50, 100, 200, 400, 800, 1600) if step < last * 0.8] + [last]
+    ticks = [step for step in (25, 50, 100, 200, 400, 800, 1600) if step < last * 0.6] + [last]
     axes.set_xticks(ticks, [f"{step:,}" for step in ticks])
     axes.minorticks_off()
