@@ -103,7 +103,8 @@ def parse_sites(names: Iterable[str]) -> tuple[Site, ...]:
     Raises:
       InputError: names that are none, all of them at once.
     """
-    sites, problems = set(), []
+    sites: set[Site] = set()
+    problems: list[str] = []
     for name in names:
         try:
             sites.add(Site.parse(name))
@@ -175,4 +176,4 @@ def choose_sites(
 def last_block(sites: Iterable[Site]) -> int | None:
     """The last block that has to be loaded for these sites; None for all. Block 0 always is."""
     needed = [site.last_block for site in sites]
-    return None if None in needed else max([0, *needed])
+    return None if None in needed else max([0, *(block for block in needed if block is not None)])

@@ -121,8 +121,7 @@ def figures(frame: pd.DataFrame) -> list:
         ]
         with house_style():
             figure = Figure(figsize=(6.4, 4.4))
-            axes = area(figure, left=0.72, right=1.9, bottom=0.6, top=0.95).subgridspec(1, 1)
-            axes = figure.add_subplot(axes[0])
+            axes = figure.add_subplot(area(figure, left=0.72, right=1.9, bottom=0.6, top=0.95))
             for layer, colour in zip(chosen, OKABE_ITO, strict=False):
                 line = part[part["layer"] == layer].sort_values("components")
                 axes.fill_between(line["components"], line["ci_low"], line["ci_high"], alpha=0.15, lw=0, color=colour)

@@ -478,7 +478,8 @@ class _Frame:
     """Rows of the tidy table."""
 
     def __init__(self, columns: Mapping[str, object]):
-        self.columns, self.rows = dict(columns), []
+        self.columns = dict(columns)
+        self.rows: list[dict] = []
 
     def add(
         self,

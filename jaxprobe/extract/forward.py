@@ -151,9 +151,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Bins:
 
 
 @functools.lru_cache(maxsize=4)
-def compiled_step(
-    config: ModelConfig, states: tuple[str, ...], mesh: Mesh, dtype: str
-) -> Callable[[Transformer, Bins, Root], dict[str, jax.Array]]:
+def compiled_step(config: ModelConfig, states: tuple[str, ...], mesh: Mesh, dtype: str) -> jax.stages.Wrapped:
     """The jitted forward of one batch: the wanted rows of each kind of site, [n, B, W, width] in the sites' order."""
 
     def step(weights: Transformer, bins: Bins, root: Root) -> dict[str, jax.Array]:

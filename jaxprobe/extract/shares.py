@@ -8,7 +8,7 @@ the same bins (``model`` spans them) make up one share and take turns at writing
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -136,7 +136,7 @@ def take_rows(rows: jax.Array) -> np.ndarray:
     """This process's share [L, B, W, D] of wanted rows [L, shares x B, W, D], on the host; all processes call it."""
     if rows.is_fully_addressable:
         return np.asarray(rows)
-    mesh = rows.sharding.mesh
+    mesh = cast(NamedSharding, rows.sharding).mesh
     shares = find_shares(mesh)
     taken = np.empty((rows.shape[0], rows.shape[1] // shares.count, *rows.shape[2:]), rows.dtype)
     if shares.members == 1:

@@ -153,7 +153,8 @@ class _Filled(NamedTuple):
 
 def _fill_bins(sequences: _Sorted, root_length: int, slots: int) -> _Filled:
     """Puts sequences into bins in order; a bin closes when the next sequence's new tokens do not fit."""
-    bins, depths, capacities = [], [], []
+    bins, depths = [], []
+    capacities: list[int] = []
     room = 0
     for length, shared in zip(sequences.length.tolist(), sequences.shared.tolist(), strict=True):
         depth = shared if shared > root_length else root_length

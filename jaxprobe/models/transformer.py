@@ -27,6 +27,8 @@ from jaxprobe.sites import Site, parse_sites
 class Blocks(nnx.Module):
     """The weights of all L blocks, stacked, so that the compiled program does not grow with depth."""
 
+    down: nnx.Param  # and the others that the family's `parameters` names
+
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, spread: float, rngs: nnx.Rngs):
         for name, parameter in parameters(config).items():
             if parameter.in_block:

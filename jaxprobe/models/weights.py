@@ -36,7 +36,8 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, layers: int) -> N
     Raises:
       InputError: every tensor that is missing, of another shape, or present but not understood.
     """
-    found, problems, needed = dict(checkpoint.shapes()), [], {}
+    found, problems = dict(checkpoint.shapes()), []
+    needed: dict[str, tuple[int, ...]] = {}
     for parameter, tensor in find_tensors(checkpoint, config).items():
         shape = _file_shape(tensor, config)
         each = range(layers) if parameters(config)[parameter].in_block else range(1)

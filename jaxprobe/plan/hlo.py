@@ -49,7 +49,8 @@ def turns(text: str) -> int:
 
 def _computations(text: str) -> dict[str, list[str]]:
     """Name -> lines; the entry's name is ``ENTRY``."""
-    found, lines = {}, None
+    found: dict[str, list[str]] = {}
+    lines: list[str] | None = None
     for line in text.splitlines():
         match = _COMPUTATION.match(line)
         if match:
@@ -78,7 +79,8 @@ def _loops(computations: dict[str, list[str]]) -> dict[str, int]:
 
 def _times(computations: dict[str, list[str]]) -> dict[str, int]:
     """Computation -> how often it runs in one call of the program."""
-    loops, times = _loops(computations), defaultdict(int)
+    loops = _loops(computations)
+    times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, count: int) -> None:
         times[name] += count

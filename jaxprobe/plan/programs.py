@@ -1,7 +1,7 @@
 """The programs of a run, compiled for TPUs or GPUs from shapes alone: no weights, no rows and no chip are needed."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def _shaped(shape: tuple[int, ...], dtype, mesh: Mesh, sharding: P) -> jax.Shape
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding))
 
 
-def _compile(counted: Program, platform: str, jitted: Callable, *arguments) -> Program:
+def _compile(counted: Program, platform: str, jitted: jax.stages.Wrapped, *arguments) -> Program:
     """``counted`` with what the compiler has in its place; compilers for GPUs count neither operations nor traffic."""
     started = time.perf_counter()
     lowered = jitted.lower(*arguments)

@@ -107,7 +107,7 @@ def tpu_devices(machine: Machine) -> list[jax.Device]:
 @contextmanager
 def without_cache() -> Iterator[None]:
     """Compiles without JAX's persistent cache, which can't read back a program for a device that is not there."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()

@@ -46,7 +46,8 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
     if path is not None:
         path = as_path(path)
         _check_page(path)
-    runs, problems = [], []
+    runs: list[Run] = []
+    problems: list[str] = []
     for directory in (run, *others):
         try:
             results = Run(directory)

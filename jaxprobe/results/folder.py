@@ -121,7 +121,7 @@ class RunDirectory:
         """What is missing of a run that has ended, or is not as it was written: one problem a file."""
         config = self.read_config()
         stored = config.get("settings", {}).get("store", True)
-        problems = []
+        problems: list[str] = []
         for name in _DATA_FILES:
             if name != "controls.parquet" or stored:  # controls are made from stored states
                 try:

@@ -268,7 +268,8 @@ def spaced_cities(count: int, spacing_km: float) -> pd.DataFrame:
     cities = read_cities(ALL_CITIES)
     points = unit_vectors(cities["latitude"].to_numpy(), cities["longitude"].to_numpy())
     tree, near = cKDTree(points), 2 * np.sin(min(spacing_km / EARTH_RADIUS_KM, np.pi) / 2)
-    kept, taken = [], np.zeros(len(cities), bool)
+    kept: list[int] = []
+    taken = np.zeros(len(cities), bool)
     for row, point in enumerate(points):
         if not taken[row] and len(kept) < count:
             kept.append(row)

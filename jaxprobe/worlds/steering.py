@@ -94,7 +94,8 @@ def steer_model(model: WorldModel) -> tuple[pd.DataFrame, pd.DataFrame]:
     if world.settings.wind_km:
         raise InputError("This world has wind, so that an arrival has no one true city. Steer a model of a calm one.")
     fits = {handle: fit_handle(model, handle) for handle in model.handles()}
-    shifts, cuts = [], []
+    shifts: list[Shift] = []
+    cuts: list[Cut] = []
     for name, pairs in _rows(world).items():
         first = model.handles()[0]
         clean = model.chances_with(first, model.held_states(first, *pairs), *pairs)

@@ -15,7 +15,7 @@ from jaxprobe.models.files.checkpoint import Extent, StoredTensor
 class _Reader(gguf.GGUFReader):
     """Cuts a vocabulary's many pieces from a plain array: cutting a memory map takes four times as long."""
 
-    @property
+    @property  # type: ignore[override]
     def data(self) -> np.ndarray:
         return self._plain
 
