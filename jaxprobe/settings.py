@@ -34,6 +34,8 @@ class RunSettings:
     """The run's folder (path or gs://...), new or to go on with; default: runs/TABLE-MODEL, with prompt and limit."""
     prompt: str = "empty"
     """A named prompt of the table, or text with {} for the name: "Where is {}"."""
+    chat: bool = False
+    """Put the prompt, as what a user says, into the tokenizer's own chat template."""
     position: Literal["last", "first", "mean", "all"] = "last"
     """Which of a name's tokens is read: the last, the first, or their mean. (all: in Python, by extract_states.)"""
     text: str | None = None
@@ -100,6 +102,7 @@ def default_folder(settings: RunSettings) -> Path:
     parts = [Path(settings.dataset).name.split(".")[0], Path(settings.model).name.removesuffix(".gguf")]
     if settings.prompt != "empty":
         parts.append(settings.prompt)
+    parts += ["chat"] * settings.chat
     if settings.position != "last":
         parts.append(settings.position)
     if settings.limit is not None:

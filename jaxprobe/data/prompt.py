@@ -16,6 +16,8 @@ class Prompt(NamedTuple):
       random_tokens: how many random token ids stand between BOS and the text (ids, not text: see tokens.py).
       prefix_per_row: these are drawn anew for every row, as the paper did, instead of once for all rows, which then
         share their computation.
+      said: of a prompt in a chat template (see chat.py), what is put into it; its ``template`` is then the whole text,
+        with the BOS that it is to have.
     """
 
     name: str
@@ -23,12 +25,15 @@ class Prompt(NamedTuple):
     spelling: Literal["as_is", "all_caps", "no_full_stop"] = "as_is"
     random_tokens: int = 0
     prefix_per_row: bool = False
+    said: str | None = None
 
     @property
     def wording(self) -> str:
         """What the model reads, for people: the template, and what is done to the name or put before it."""
         spelled = {"as_is": "{}", "all_caps": "{} in capitals", "no_full_stop": "{} without its full stop"}
-        words = self.template.replace("{}", spelled[self.spelling])
+        words = (self.said or self.template).replace("{}", spelled[self.spelling])
+        if self.said is not None:
+            words = f"{words} (in a chat)"
         if self.random_tokens:
             words = f"{self.random_tokens} random tokens{' (new for each row)' * self.prefix_per_row}, then {words}"
         return words

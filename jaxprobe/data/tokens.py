@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from jaxprobe.data.columns import in_rows
-from jaxprobe.data.prompt import Prompt, find_prompt
+from jaxprobe.data.prompt import EMPTY, Prompt, find_prompt
 from jaxprobe.errors import InputError
 
 if TYPE_CHECKING:  # importing transformers takes seconds
@@ -91,7 +91,8 @@ def tokenize(
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos_id = tokenizer.bos_token_id
+    bos = [] if bos_id is None or prompt.said is not None else [bos_id]
     ids, lengths, spans = array("i"), [], []
     straddling, without_tokens = [], []
     for first in range(0, len(texts), CHUNK_ROWS):
@@ -122,7 +123,9 @@ def tokenize(
         )
     rows = [np.array(some, np.int64) for some in (straddling, plain)]
     spanned = np.array(spans, np.int64)
-    return Tokens(np.array(ids, np.int32), starts, rows[0], tokenizer.bos_token_id, rows[1], spanned, position)
+    if prompt.said is not None and list(ids[:1]) != [bos_id]:
+        bos_id = None
+    return Tokens(np.array(ids, np.int32), starts, rows[0], bos_id, rows[1], spanned, position)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
@@ -161,7 +164,8 @@ def _check_input(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt: Prompt, plain: Sequence[int]
 ) -> None:
     problems = []
-    if tokenizer.bos_token_id is not None and prompt.template.startswith(tokenizer.bos_token):
+    has_own = prompt.said is not None  # a chat template's BOS is the one that is read
+    if tokenizer.bos_token_id is not None and not has_own and prompt.template.startswith(tokenizer.bos_token):
         problems.append(
             f"Prompt {prompt.template!r} starts with BOS ({tokenizer.bos_token}), which is always prepended. "
             "Take it out of the prompt."
@@ -222,15 +226,17 @@ _POSITIONS = {
 }
 
 
-def token_notes(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
-    """What the user should know: where states are read, BOS, and entities with special tokens or tokens across their
-    edge, with an example."""
+def token_notes(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, prompt: Prompt = EMPTY) -> list[str]:
+    """What the user should know: where states are read; BOS, or the text of a chat template; and entities with special
+    tokens or tokens across their edge, with an example."""
     notes = [f"BOS {tokenizer.bos_token} (id {tokens.bos_id}) is prepended to every entity."]
     if tokens.bos_id is None:
         notes = [
             "The tokenizer has no BOS: the first token of a text stands at position 0, where models keep massive "
             "activations. Prepend a token with --prepend, such as the one that ends a text."
         ]
+    if prompt.said is not None:
+        notes = [f"By the tokenizer's chat template the model reads {prompt.template!r}, the name being in {{}}."]
     if tokens.position != "last":
         notes.append(_POSITIONS[tokens.position].format(tokens.spans.mean()))
     if tokens.plain.size:

@@ -81,7 +81,7 @@ def random_states(run: Run, state: str, reporter: Progress | None = None) -> Map
     model = LanguageModel(files, weights, mesh, settings.dtype)
     sites = ("embed", state)
     options = {"seed": settings.seed, "position": settings.position, "progress": reporter}
-    return extract_states(model, run.table, settings.prompt, sites=sites, **options)
+    return extract_states(model, run.table, run.full_prompt, sites=sites, **options)
 
 
 def figures(frame: pd.DataFrame) -> list:

@@ -72,7 +72,7 @@ def _read(run: Run, rows: np.ndarray, reporter: Reporter) -> tuple[dict[str, np.
     sites = tuple(str(Site("mlp", layer)) for layer in range(model.config.layers))
     texts = [run.table.texts[row] for row in rows]
     options = {"seed": settings.seed, "position": settings.position, "progress": reporter}
-    activations = extract_states(model, texts, settings.prompt, sites=sites, **options)
+    activations = extract_states(model, texts, run.full_prompt, sites=sites, **options)
     arrays, metadata = run.probes
     down, cosines = model.weights.blocks.down[...], {}
     for i, state in enumerate(metadata["states"]):

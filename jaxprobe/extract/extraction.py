@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxprobe.data.chat import wrap_in_chat
 from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import Position, Tokens, tokenize
@@ -65,6 +66,7 @@ def plan_extraction(
     sites: Sequence[str] = (),
     seed: int = 0,
     position: Position = "last",
+    chat: bool = False,
 ) -> Extraction:
     """Tokenises texts, or those of a table, and plans their bins.
 
@@ -77,6 +79,7 @@ def plan_extraction(
       sites: what to keep in the place of blocks: names of sites (jaxprobe/sites.py).
       seed: of the ``random`` prompt's tokens.
       position: which of each text's tokens are read.
+      chat: whether the prompt goes into the tokenizer's chat template.
 
     Raises:
       InputError: an unusable prompt, a text that is empty or longer than the context, a token, a layer or a site that
@@ -85,6 +88,8 @@ def plan_extraction(
     dataset = texts.name if isinstance(texts, EntityTable) else ""
     texts = _texts(texts)
     prompt = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
+    if chat:
+        prompt = wrap_in_chat(files.tokenizer, prompt, texts)
     chosen = choose_sites(files.config.layers, files.complete, layers=layers, final_norm=final_norm, sites=sites)
     if files.config.parallel and (none := [str(site) for site in chosen if site.kind == "mid"]):
         raise InputError(
@@ -238,6 +243,7 @@ def extract_states(
     store: str | PathLike | None = None,
     progress: Progress | None = None,
     position: Position = "last",
+    chat: bool = False,
 ) -> Mapping[str, np.ndarray]:
     """The hidden state of every text's last token, or of others, at every layer.
 
@@ -251,6 +257,7 @@ def extract_states(
         attention and its MLP), ``mlp.12`` (its neurons), ``final_norm``.
       seed: of the ``random`` prompt's tokens.
       store: a folder to keep the states in; a start with the same settings goes on where it stopped. Default: memory.
+      chat: whether the prompt goes into the chat template of the model's tokenizer, as what a user says.
       position: which of a text's own tokens: ``last``, ``first``, ``mean`` over them (in float32), or ``all``, one
         after the other.
 
@@ -274,6 +281,7 @@ def extract_states(
         sites=sites,
         seed=seed,
         position=position,
+        chat=chat,
     )
     if store is not None:
         with open_store(store, model.files, extraction, model.dtype) as opened:

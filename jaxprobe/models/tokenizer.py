@@ -99,4 +99,5 @@ def _from_gguf(file_name: str, metadata: Mapping[str, Any]) -> PreTrainedTokeniz
         )
     tokens = parts["tokens"]
     special = {f"{name}_token": tokens[parts[f"{name}_token_id"]] for name in _SPECIAL if f"{name}_token_id" in parts}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    template = metadata.get("tokenizer.chat_template")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special)

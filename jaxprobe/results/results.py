@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath
@@ -207,6 +208,14 @@ class Run:
     def wording(self) -> str:
         """What the model read, for people: the prompt's template, and what was done to the name or put before it."""
         return str(self.result.get("prompt", self.prompt))
+
+    @property
+    def full_prompt(self) -> Prompt:
+        """The prompt with all that was put around it: of a chat as it was then, as templates may write the date."""
+        prompt = find_prompt(self.dataset, self.settings.prompt)
+        if not self.settings.chat:
+            return prompt
+        return prompt._replace(template=str(self.config["inputs"]["prompt"]), said=prompt.template)
 
     @property
     def read_at(self) -> str:

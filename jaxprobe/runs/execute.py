@@ -113,7 +113,9 @@ def _probe_streamed(prepared: Prepared, reporter: Reporter, model: Load) -> tupl
 
 
 def _names(prepared: Prepared) -> dict[str, Any]:
-    return {"model": prepared.files.source.name, "prompt": prepared.extraction.prompt.name}
+    name, position = prepared.extraction.prompt.name, prepared.settings.position
+    prompt = name if position == "last" else f"{name}, {position}"
+    return {"model": prepared.files.source.name, "prompt": prompt}
 
 
 def load(prepared: Prepared, reporter: Reporter) -> LanguageModel:
@@ -171,7 +173,7 @@ def _about(prepared: Prepared, probes: LayerProbes | ClassProbes, seconds: dict[
         "dtype": prepared.dtype,
         "devices": f"{prepared.mesh.size} x {jax.devices()[0].device_kind}",
         "notes": list(prepared.table.notes)
-        + token_notes(prepared.files.tokenizer, prepared.extraction.tokens)
+        + token_notes(prepared.files.tokenizer, prepared.extraction.tokens, prepared.extraction.prompt)
         + list(probes.notes),
         "distinct_prefixes": sum(part.plan.distinct_prefixes for part in prepared.passes),
         "slots": sum(part.plan.slots for part in prepared.passes),

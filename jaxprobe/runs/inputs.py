@@ -60,6 +60,8 @@ def _check_combination(settings: RunSettings) -> None:
             "--fold-group goes with --no-store; with stored states the penalty is chosen by leave-one-out."
         )
 
+    if settings.chat and settings.prepend is not None:
+        raise InputError("--prepend and --chat both say what a text starts with. Leave one out.")
     if settings.layers and settings.sites:
         raise InputError("--layers and --sites both say what is read. Give all as sites: --sites embed 12 mlp.12")
     neurons = [site for site in parse_sites(settings.sites) if site.letter != "D"]

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.sphere import places_of
 from jaxprobe.data.tokens import Position
 from jaxprobe.errors import InputError
@@ -135,6 +134,5 @@ def _read_states(
     settings, files = run.settings, run.open_model(states[0] if len(states) == 1 else None)
     mesh, _ = place(files.config, None, settings.dtype)  # this machine's, not the run's
     model = read_weights(fit_mesh(files, mesh, settings.replicate_kv), mesh, settings.dtype, reporter)
-    prompt = find_prompt(run.dataset, settings.prompt)
     options = {"seed": settings.seed, "position": position, "progress": reporter}
-    return extract_states(model, texts, prompt, sites=states, **options)
+    return extract_states(model, texts, run.full_prompt, sites=states, **options)

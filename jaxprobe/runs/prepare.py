@@ -99,6 +99,7 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
         sites=settings.sites,
         seed=settings.seed,
         position=settings.position,
+        chat=settings.chat,
     )
     passes, folds = _plan_passes(settings, table, extraction, mesh)
     document = _document(settings, table, files, extraction)
@@ -195,7 +196,7 @@ def describe(prepared: Prepared) -> list[str]:
         lines.append(f"The demo model is {DEMO_DESCRIPTION}.")
     lines += [
         f"Prompt {extraction.prompt.name}: {extraction.prompt.wording!r}.",
-        *token_notes(model.tokenizer, extraction.tokens),
+        *token_notes(model.tokenizer, extraction.tokens, extraction.prompt),
     ]
     if prepared.settings.show_tokens:
         lines += show_tokens(model.tokenizer, extraction.tokens)
