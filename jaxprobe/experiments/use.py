@@ -8,7 +8,7 @@ and probes are fitted on the run's training rows; the model is asked about test 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
@@ -31,8 +31,10 @@ from jaxprobe.models.placement import place
 from jaxprobe.probes.erase import (
     Covariance,
     Edit,
+    Kernels,
     apply_edit,
     covariance,
+    decompose_kernels,
     erase,
     fit_surface,
     leace,
@@ -50,11 +52,13 @@ from jaxprobe.probes.ridge import RidgeFit, fit_ridge, predict_layer
 from jaxprobe.results.results import Run
 from jaxprobe.sites import Site
 
-POOL = 5  # test rows that are asked first, for each entity that is wanted
+POOL = 8  # test rows that are asked first, for each entity that is wanted
 FEWEST = 20  # entities that are answered rightly, below which nothing is tested
 SHIFTS = 20  # random differences of states for each entity; draws are put together from these
-LATER = 20  # permuted erasers at all later layers
-PROBE_ROWS = 1500  # rows of the probes that look for what is left
+LATER = 10  # permuted erasers at all later layers
+PROBE_ROWS = 1500  # rows of the probes that look for what is left, and of erasers that are fitted in order
+REWORDED = 5  # permuted erasers under the reworded question
+SHARE_OF_EDITS = 0.8  # of the time, the edited draws'; the rest are probes, all later layers, and the head
 FOLDS = 5  # of groups that an eraser is fitted without
 ERASURES = ("leace", "shrunk", "orthogonal", "other_groups", "answers", "unrelated", "spelling", "interchange")
 SHIFTED = ("least_norm", "covariance", "half", "twice", "surface", "answer_means", "random_shift", "elsewhere")
@@ -125,7 +129,8 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
     stored = sorted(at.layer for at in map(Site.parse, states) if at.kind == "block" and at.layer < last)
     if not stored:
         raise InputError(f"{run.path} keeps no state that can be edited. Run it without --layers.")
-    layers = [-1, *stored[:: options.every]] if "embed" in states else stored[:: options.every]
+    layers = stored[min(options.every, len(stored)) - 1 :: options.every]
+    layers = [-1, *layers] if "embed" in states else layers
     columns = columns_of(run) | {"dataset": run.dataset, "question": question.name}
     frame = _Frame(columns)
     asked = _compete(model, run, question, names, right, options, frame, reporter)
@@ -136,40 +141,57 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
         reporter.say(frame.rows[-1]["text"])
         return frame.table()
 
-    engine = read_continuations(
+    ask = lambda template, neutral: read_continuations(
         model,
         [table.texts[row] for row in asked.rows],
-        question.template,
+        template,
         [question.continuation.format(name) for name in asked.names],
         layers,
-        neutral=question.neutral,
+        neutral=neutral,
         between=True,
     )
-    _announce(engine, layers, options, reporter)
+    engine = ask(question.template, question.neutral)
+    reworded = ask(question.reworded, None) if question.reworded else None
+    work = Mean(_announce(engine, layers, asked, options, reporter), math.nan, math.nan)
+    frame.add("work", "", "", "slots x blocks, of the least", work)
     folder = run.path / "experiments" / f"use-{question.name}-{_key(run, question, options)}"
     parts: dict[int, dict[str, np.ndarray]] = {}
     spelled = _spelled(table, run.settings.seed)
-    with reporter.task("use", len(layers), "layers") as advance:
+    places = _sphere(_standard(table)[_some_training_rows(table, run.settings.seed)], table)
+    kernels = decompose_kernels(places, (0.25, 0.5, 1.0))  # the places are the same at every layer
+    with reporter.task("use", len(layers) + 1, "parts") as advance:
         for layer in layers:
-            file = folder / f"{layer}.npz"
-            if file.is_file():
-                with np.load(file, allow_pickle=False) as kept:
-                    parts[layer] = dict(kept)
-            else:
-                parts[layer] = _one_layer(
-                    engine, layer, states[site(layer)], table, question, asked, spelled, options, run.settings.seed
-                )
-                with replacing(file) as temporary, open(temporary, "wb") as opened:
-                    np.savez(opened, **parts[layer])
+            x = states[site(layer)]
+            parts[layer] = _kept(
+                folder / f"{layer}.npz",
+                lambda layer=layer, x=x: _one_layer(
+                    engine, reworded, layer, x, table, question, asked, spelled, kernels, options, run.settings.seed
+                ),
+            )
             advance(1)
-    later = _all_later(engine, parts, asked)
-    _tabulate(frame, engine, parts, later, asked, {layer: site(layer) for layer in layers}, what, question, options)
+        later = _kept(
+            folder / "later.npz",
+            lambda: _all_later(engine, _training_rows(model, run, question, layers), parts, asked),
+        )
+        advance(1)
+    _tabulate(frame, parts, later, asked, {layer: site(layer) for layer in layers}, what, question, options)
     if folder.is_dir():
         remove_folder(folder)
     for row in frame.rows:
         if row["test"] == "sentence":
             reporter.say(str(row["text"]))
     return frame.table()
+
+
+def _kept(file: AnyPath, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a file, which is written where there is none yet."""
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as kept:
+            return dict(kept)
+    arrays = make()
+    with replacing(file) as temporary, open(temporary, "wb") as opened:
+        np.savez(opened, **arrays)
+    return arrays
 
 
 def _load(run: Run) -> LanguageModel:
@@ -230,8 +252,7 @@ def _compete(
     if accuracy.ci_low <= max(chance, majority) or len(known) < FEWEST:
         return None
     rows = np.sort(rng.permutation(test[known])[: options.entities])
-    scale = np.where(table.targets[train].std(0) > 0, table.targets[train].std(0), 1)
-    standard = (table.targets - table.targets[train].mean(0)) / scale
+    standard = _standard(table)
     places = np.stack(
         [
             standard[train & (right == i)].mean(0) if (train & (right == i)).any() else np.zeros(standard.shape[1])
@@ -240,6 +261,12 @@ def _compete(
     )
     goal = (right[rows] + rng.integers(1, len(names), len(rows))) % len(names)
     return _Asked(names, rows, right[rows], goal, groups[rows], places)
+
+
+def _standard(table: EntityTable) -> np.ndarray:
+    """[N, T] targets in standard deviations of the training rows, about their mean."""
+    train = table.targets[~table.is_test]
+    return (table.targets - train.mean(0)) / np.where(train.std(0) > 0, train.std(0), 1)
 
 
 def _groups_of(table: EntityTable, question: Question, right: np.ndarray) -> np.ndarray:
@@ -259,19 +286,27 @@ def _spell(table: EntityTable, train: np.ndarray, test: np.ndarray, right: np.nd
     return float((fitted.predict(vectorizer.transform(texts[test])) == right[test]).mean())
 
 
-def _announce(engine: Continuations, layers: Sequence[int], options: Options, reporter: Reporter) -> None:
-    """Size and time, before it starts."""
-    config = engine.model.config
-    blocks = sum(config.layers - 1 - layer for layer in layers)
-    draws = 2 * options.draws + SHIFTS + len(ERASURES) + len(SHIFTED)
-    slots, floor = engine.slots_of(options.draws)
-    work = slots / options.draws * draws * blocks
-    seconds = forward_seconds(work * slot_operations(config, 32) / config.layers, engine.model.mesh)
+def _announce(
+    engine: Continuations, layers: Sequence[int], asked: _Asked, options: Options, reporter: Reporter
+) -> float:
+    """Size and time, before it starts; returns slots times blocks in the least that there can be."""
+    config, right = engine.model.config, engine.points_of(asked.right)
+    blocks = lambda layers: sum(config.layers - 1 - layer for layer in layers)
+    later = [layer for layer in layers if layer >= 0]
+    # The edits at every layer; the controls, which look at the right answer alone, at all but the embedding.
+    edits, controls = engine.slots_of(len(ERASURES) + len(SHIFTED)), engine.slots_of(options.draws, right)
+    draws = 2 * options.draws + SHIFTS
+    work, floor = (
+        a * blocks(layers) + b * draws / options.draws * blocks(later) for a, b in zip(edits, controls, strict=True)
+    )
+    seconds = forward_seconds(work * slot_operations(config, 128) / SHARE_OF_EDITS, engine.model.mesh)
     time = "" if seconds is None else f", about {max(1, round(seconds / 60))} min at this machine's rate"
     reporter.say(
-        f"{len(engine.prefixes)} entities, {len(layers)} layers, {draws} edited draws of each at every layer: "
-        f"{work / 1e6:,.1f} million slots x blocks ({slots / floor:.2f} of the least there can be){time}."
+        f"{len(engine.prefixes)} entities, {len(layers)} layers, {len(ERASURES) + len(SHIFTED)} edits and {draws} "
+        f"controls of each at every layer: {work / 1e6:,.1f} million slots x blocks ({work / floor:.2f} of the least "
+        f"there can be){time}."
     )
+    return work / floor
 
 
 # ---- One layer ----------------------------------------------------------------------------------------------------
@@ -279,12 +314,14 @@ def _announce(engine: Continuations, layers: Sequence[int], options: Options, re
 
 def _one_layer(
     engine: Continuations,
+    reworded: Continuations | None,
     layer: int,
     x: np.ndarray,
     table: EntityTable,
     question: Question,
     asked: _Asked,
     spelled: np.ndarray,
+    kernels: Kernels,
     options: Options,
     seed: int,
 ) -> dict[str, np.ndarray]:
@@ -292,9 +329,7 @@ def _one_layer(
     rng = np.random.default_rng(seed)  # the same at every layer: draw m is the same permutation everywhere
     train = np.flatnonzero(~table.is_test)
     rows = np.asarray(x[train], np.float32).astype(np.float64)
-    z = (table.targets - table.targets[train].mean(0)) / np.where(
-        table.targets[train].std(0) > 0, table.targets[train].std(0), 1
-    )
+    z = _standard(table)
     own = engine.states(layer).astype(np.float64)
     cov, fit = (
         covariance(rows, z[train]),
@@ -313,13 +348,12 @@ def _one_layer(
     other = rng.permutation(len(own))
     every["interchange"] = own[np.where(asked.right[other] != asked.right, other, (np.arange(len(own)) + 1) % len(own))]
 
-    reading = own @ probe + fit.intercept[0]
     goal = asked.places[asked.goal]
     along = lambda target, c: apply_edit(steer(probe, fit.intercept[0], cov.mean, target, c), own)
     every["least_norm"], every["covariance"] = along(goal, None), along(goal, cov)
     step = every["covariance"] - own
     every["half"], every["twice"] = own + step / 2, own + 2 * step
-    every["surface"] = own + _along_surface(rows, table, train, asked, z, seed)
+    every["surface"] = own + _along_surface(x, kernels, table, asked, z, seed)
     means = np.stack(
         [rows[right[train] == i].mean(0) if (right[train] == i).any() else cov.mean for i in range(len(asked.names))]
     )
@@ -327,29 +361,48 @@ def _one_layer(
     every["random_shift"] = own + random_shifts(rng, rows, np.linalg.norm(step, axis=1))
     every["elsewhere"] = along(goal[rng.permutation(len(goal))], cov)
 
-    names = (*ERASURES, *SHIFTED)
-    said = engine.edited(layer, np.stack([every[name] for name in names], 1), everything=(0, engine.points - 1))
+    names, all_answers = (*ERASURES, *SHIFTED), (tuple(range(len(engine.choices.paths))),) * len(own)
+    stacked = lambda names: np.stack([every[name] for name in names], 1)
+    erased = engine.edited(layer, stacked(ERASURES), everything=(0, engine.points - 1))
+    shifted = engine.edited(layer, stacked(SHIFTED), everything=False, points=all_answers)
     clean = engine.clean(everything=False).log_odds(engine.choices)
-    odds = said.log_odds(engine.choices)
     found: dict[str, np.ndarray] = {
-        "odds": odds, "clean": clean[:, 0], "kl": said.kl[:, :, [0, -1]],
-        "size": np.stack([np.linalg.norm(every[name] - own, axis=1) for name in names], 1), "reading": reading,
-    }  # fmt: skip
-    change = lambda draws: (
-        _right(engine.edited(layer, draws, everything=False).log_odds(engine.choices), asked) - _right(clean, asked)
-    )
+        "odds": np.concatenate([said.log_odds(engine.choices) for said in (erased, shifted)], axis=1),
+        "clean": clean[:, 0],
+        "kl": erased.kl[:, :, [0, -1]],
+        "size": np.linalg.norm(stacked(names) - own[:, None], axis=2),
+    }
     orders = [rng.permutation(len(train)) for _ in range(options.draws)]
-    permuted = [leace(with_targets(cov, rows, z[train][order])) for order in orders]
-    found["permuted"] = change(np.stack([apply_edit(edit, own) for edit in permuted], 1))
-    removed = removed_variance(edits["leace"], cov)
-    subspaces = [random_subspace(rng, cov, edits["leace"].rank, removed) for _ in range(options.draws)]
-    found["subspaces"] = change(np.stack([apply_edit(edit, own) for edit in subspaces], 1))
-    size = np.linalg.norm(every["leace"] - own, axis=1)
-    found["differences"] = change(np.stack([own + random_shifts(rng, rows, size) for _ in range(SHIFTS)], 1))
-    for name, several in (("leace", [edits["leace"]]), ("permuted", permuted[:LATER])):
-        for part in ("read", "write", "mean"):
-            found[f"{name}_{part}"] = np.stack([getattr(edit, part) for edit in several])
+    permuted = _erasers(cov, rows, [z[train][order] for order in orders])
+    for part in ("read", "write", "mean"):
+        found[f"permuted_{part}"] = np.stack([getattr(edit, part) for edit in permuted[:LATER]])
+    if layer >= 0:  # the embedding, which alone tells the spelling, is a rival and is itself not tested
+        change = lambda draws: _change(engine, layer, draws, asked)
+        found["permuted"] = change(np.stack([apply_edit(edit, own) for edit in permuted], 1))
+        removed = removed_variance(edits["leace"], cov)
+        subspaces = [random_subspace(rng, cov, edits["leace"].rank, removed) for _ in range(options.draws)]
+        found["subspaces"] = change(np.stack([apply_edit(edit, own) for edit in subspaces], 1))
+        size = np.linalg.norm(every["leace"] - own, axis=1)
+        found["differences"] = change(np.stack([own + random_shifts(rng, rows, size) for _ in range(SHIFTS)], 1))
+        if reworded is not None:
+            states = reworded.states(layer).astype(np.float64)
+            draws = [apply_edit(edit, states) for edit in (edits["leace"], *permuted[:REWORDED])]
+            found["reworded"] = _change(reworded, layer, np.stack(draws, 1), asked)
     return found | _what_is_left(x, z, table, cov, edits, fit, unrelated, seed)
+
+
+def _erasers(cov: Covariance, rows: np.ndarray, targets: Sequence[np.ndarray]) -> list[Edit]:
+    """LEACE of several targets [N, T] of the same rows, by one product for all of them."""
+    joined = with_targets(cov, rows, np.concatenate(targets, axis=1))
+    every = zip(*(np.split(part, len(targets), axis=-1) for part in joined[-3:]), strict=True)
+    return [leace(Covariance(*joined[:-3], *own)) for own in every]
+
+
+def _change(engine: Continuations, layer: int, draws: np.ndarray, asked: _Asked) -> np.ndarray:
+    """[E, M] change of the right answer's log-odds with draws [E, M, D] of the states."""
+    said = engine.edited(layer, draws, everything=False, points=engine.points_of(asked.right))
+    clean = engine.clean(everything=False)
+    return _right(said.log_odds(engine.choices), asked) - _right(clean.log_odds(engine.choices), asked)
 
 
 def _right(odds: np.ndarray, asked: _Asked) -> np.ndarray:
@@ -398,14 +451,25 @@ def _spelled(table: EntityTable, seed: int) -> np.ndarray:
     return guess
 
 
-def _along_surface(
-    rows: np.ndarray, table: EntityTable, train: np.ndarray, asked: _Asked, z: np.ndarray, seed: int
-) -> np.ndarray:
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:PROBE_ROWS]
+def _sphere(values: np.ndarray, table: EntityTable) -> np.ndarray:
+    """Standardised targets [N, T] in coordinates whose distance has a meaning: of places, points on the unit sphere."""
+    train = ~table.is_test
     mean, scale = table.targets[train].mean(0), table.targets[train].std(0)
-    at = (lambda values: unit_vectors(*(values * scale + mean).T)) if table.is_place else (lambda values: values)
-    surface = fit_surface(at(z[train][chosen]), rows[chosen])
-    return surface_at(surface, at(asked.places[asked.goal])) - surface_at(surface, at(z[asked.rows]))
+    return unit_vectors(*(values * scale + mean).T) if table.is_place else values
+
+
+def _some_training_rows(table: EntityTable, seed: int) -> np.ndarray:
+    """Table rows, as many as a kernel has."""
+    train = np.flatnonzero(~table.is_test)
+    return train[np.random.default_rng(seed).permutation(len(train))[:PROBE_ROWS]]
+
+
+def _along_surface(
+    x: np.ndarray, kernels: Kernels, table: EntityTable, asked: _Asked, z: np.ndarray, seed: int
+) -> np.ndarray:
+    surface = fit_surface(kernels, np.asarray(x[_some_training_rows(table, seed)], np.float32))
+    at = lambda values: surface_at(surface, _sphere(values, table))
+    return at(asked.places[asked.goal]) - at(z[asked.rows])
 
 
 def _what_is_left(
@@ -437,7 +501,7 @@ def _what_is_left(
     found["left_mlp"] = r2(
         z[test], predict_mlp(fit_mlp(a[None], z[train], max_epochs=20, weight_decays=(0.1,)), b[None])[0]
     )
-    kernel = fit_surface(a / spread, z[train], lengths=(0.5, 1.0))
+    kernel = fit_surface(decompose_kernels(a / spread, (0.5, 1.0)), z[train])
     found["left_kernel"] = r2(z[test], surface_at(kernel, b / spread))
     fitted = fit_ridge(x[train][None].astype(np.float32), unrelated[train], criterion="generalised")
     found["unrelated_r2"] = r2(unrelated[test], predicted(fitted, x[test].astype(np.float32)))
@@ -447,27 +511,58 @@ def _what_is_left(
 # ---- All later layers ---------------------------------------------------------------------------------------------
 
 
-def _all_later(
-    engine: Continuations, parts: Mapping[int, Mapping[str, np.ndarray]], asked: _Asked
-) -> dict[tuple[int, str], np.ndarray]:
-    """(first layer, where or "permuted") -> change [E] or [E, M] with an eraser at every edited layer from there on."""
-    layers, found = sorted(layer for layer in parts if layer >= 0), {}
-    clean = _right(engine.clean(everything=False).log_odds(engine.choices), asked)
+def _training_rows(
+    model: LanguageModel, run: Run, question: Question, layers: Sequence[int]
+) -> tuple[Continuations, np.ndarray]:
+    """A sample of training rows, ready to be edited, and their targets [N, T], in deviations."""
+    train = np.flatnonzero(~run.table.is_test)
+    rows = np.sort(np.random.default_rng(run.settings.seed).permutation(train)[:PROBE_ROWS])
+    targets = run.table.targets[rows]
+    texts = [run.table.texts[row] for row in rows]
+    engine = read_continuations(model, texts, question.template, [" "], [layer for layer in layers if layer >= 0])
+    return engine, targets - targets.mean(0)
 
-    def change(first: int, name: str, draw: int, where: str) -> np.ndarray:
-        edits = {
-            layer: (*(parts[layer][f"{name}_{part}"][draw] for part in ("read", "write", "mean")), 0.0)
-            for layer in layers
-            if layer >= first
-        }
-        said = engine.edited_on_the_way(edits, where=where, everything=False)
+
+def _all_later(
+    engine: Continuations,
+    training: tuple[Continuations, np.ndarray],
+    parts: Mapping[int, Mapping[str, np.ndarray]],
+    asked: _Asked,
+) -> dict[str, np.ndarray]:
+    """Change of the right answer's log-odds with an eraser at every edited layer from one on, by that layer.
+
+    The erasers are fitted in order, each on states that were already erased at the layers before it.
+
+    Returns:
+      FIRST.entity and FIRST.after, each [E]: at the name's last token, and at that token and all later ones; and
+      FIRST.permuted [E, M] of the first layer: permuted erasers, fitted on unedited states.
+    """
+    layers, found = sorted(layer for layer in parts if layer >= 0), {}
+    clean, points = (
+        _right(engine.clean(everything=False).log_odds(engine.choices), asked),
+        engine.points_of(asked.right),
+    )
+    rows, z = training
+
+    def change(edits: Mapping[int, tuple[np.ndarray, ...]], where: str) -> np.ndarray:
+        said = engine.edited_on_the_way(edits, where=where, everything=False, points=points)
         return (_right(said.log_odds(engine.choices), asked) - clean)[:, 0]
 
-    for first in layers:
+    for i, first in enumerate(layers):
+        states, edits = rows.states(first).astype(np.float64), {}
+        for layer, following in zip(layers[i:], [*layers[i + 1 :], None], strict=True):
+            edits[layer] = leace(covariance(states, z))
+            if following is not None:
+                erased = apply_edit(edits[layer], states)[:, None].astype(np.float32)
+                states = rows.states_after(layer, erased, following)[:, 0].astype(np.float64)
         for where in ("entity", "after"):
-            found[first, where] = change(first, "leace", 0, where)
-    draws = len(parts[layers[0]]["permuted_read"])
-    found[layers[0], "permuted"] = np.stack([change(layers[0], "permuted", m, "entity") for m in range(draws)], 1)
+            found[f"{first}.{where}"] = change(edits, where)
+    permuted = lambda draw: {
+        layer: (*(parts[layer][f"permuted_{part}"][draw] for part in ("read", "write", "mean")), 0.0)
+        for layer in layers
+    }
+    draws = range(len(parts[layers[0]]["permuted_read"]))
+    found[f"{layers[0]}.permuted"] = np.stack([change(permuted(draw), "entity") for draw in draws], 1)
     return found
 
 
@@ -511,9 +606,8 @@ class _Frame:
 
 def _tabulate(
     frame: _Frame,
-    engine: Continuations,
     parts: Mapping[int, Mapping[str, np.ndarray]],
-    later: Mapping[tuple[int, str], np.ndarray],
+    later: Mapping[str, np.ndarray],
     asked: _Asked,
     site: Mapping[int, str],
     what: str,
@@ -545,12 +639,7 @@ def _tabulate(
                 nothing(part[f"left_{left}"].mean()),
             )
         change = {edit: _right(part["odds"][:, [i]], asked)[:, 0] - clean for edit, i in index.items()}
-        means = {
-            "permuted": part["permuted"].mean(0),
-            "random subspaces": part["subspaces"].mean(0),
-            "random differences": np.take_along_axis(part["differences"], pick, 1).mean(0),
-        }
-        effects[layer], draws[layer] = change, means
+        effects[layer] = change
         for edit in ERASURES:
             for resampled, groups in (("rows", None), ("groups", asked.groups)):
                 frame.add(
@@ -569,6 +658,14 @@ def _tabulate(
                     n=count,
                     resampled="rows",
                 )
+        _moves(frame, name, part, asked, index)
+        if layer < 0:
+            continue
+        draws[layer] = means = {
+            "permuted": part["permuted"].mean(0),
+            "random subspaces": part["subspaces"].mean(0),
+            "random differences": np.take_along_axis(part["differences"], pick, 1).mean(0),
+        }
         for control, values in means.items():
             low, high = np.quantile(values, (0.025, 0.975))
             p = p_value(change["leace"].mean(), values)
@@ -599,22 +696,22 @@ def _tabulate(
                     n=count,
                     resampled=resampled,
                 )
-        _moves(frame, name, part, asked, index)
-    for (first, where), values in later.items():
+        if "reworded" in part:
+            own, permuted = part["reworded"][:, 0], part["reworded"][:, 1:].mean(1)
+            for edit, values in (("leace", own), ("permuted", permuted), ("leace less permuted", own - permuted)):
+                frame.add("reworded", name, edit, "log_odds", mean_of(values), n=count, resampled="rows")
+    for key, values in later.items():
+        first, where = key.split(".")
+        edit = {"entity": "leace", "after": "leace, that token and later ones", "permuted": "permuted"}[where]
         if where == "permuted":
-            frame.add(
-                "all later layers",
-                site[first],
-                "permuted",
-                "log_odds",
+            mean, n, resampled = (
                 Mean(values.mean(), *np.quantile(values.mean(0), (0.025, 0.975))),
-                n=values.shape[1],
-                resampled="draws",
+                values.shape[1],
+                "draws",
             )
         else:
-            edit = "leace" if where == "entity" else "leace, that token and later ones"
-            frame.add("all later layers", site[first], edit, "log_odds", mean_of(values), n=count, resampled="rows")
-    frame.add("work", "", "", "slots x blocks, of the least", nothing(engine.work.run / max(engine.work.floor, 1)))
+            mean, n, resampled = mean_of(values), count, "rows"
+        frame.add("all later layers", site[int(first)], edit, "log_odds", mean, n=n, resampled=resampled)
     frame.say(_conclude(parts, effects, draws, asked, site, what, question, frame, index))
 
 

@@ -35,7 +35,9 @@ from jaxprobe.models.transformer import Bins, Edits, forward, logits, run_blocks
 from jaxprobe.sites import Site
 
 ROWS = 128  # rows of the output head at a time: over all of V they are the largest array there is
+FEW_ROWS = 8  # at a time where there are no more
 Path = tuple[int, ...]
+Points = tuple[tuple[int, ...], ...]  # for each of E entities
 
 
 class Choices(NamedTuple):
@@ -100,7 +102,7 @@ class Said(NamedTuple):
     """What the model says after E entities in M draws.
 
     Attributes:
-      logits: [E, M, P, U] of the choices' next tokens at each point.
+      logits: [E, M, P, U] of the choices' next tokens at each point; NaN at a point that was not looked at.
       log_normaliser: [E, M, P] log of the sum over all of V of exp(logit); None where it was not asked for.
       kl: [E, M, P] divergence of all of V from the unedited model's, in nats; None where it was not asked for.
     """
@@ -116,7 +118,8 @@ class Said(NamedTuple):
     def log_odds(self, choices: Choices) -> Float[np.ndarray, "E M C"]:
         """Log-probability of each continuation where nothing else can be said.
 
-        At each step it is that of one token among those that go on to a continuation.
+        At each step it is that of one token among those that go on to a continuation. NaN where a step's point was not
+        looked at.
         """
         steps = np.full((len(choices.paths), len(choices.next_tokens)), -np.inf)
         column = {token: i for i, token in enumerate(choices.next_tokens)}
@@ -140,7 +143,7 @@ class _Tree(NamedTuple):
     node: tuple[Int[np.ndarray, "B T"], ...]  # of the unedited tree, one for each batch
     # For each batch bin, slot, entity and draw of the entities' last tokens. Where a bin is full, the next repeats one.
     own: tuple[Int[np.ndarray, "n 4"], ...]
-    # For each batch the sequences that end there: which draw of which entity, which point (-1: the entity itself).
+    # For each batch the sequences that end there: which draw of which entity, which of its points (-1: its own slot).
     ended: tuple[Int[np.ndarray, "n 3"], ...]
     slots: int
     floor: int  # slots that depend on an edit: the entities' own and what follows them
@@ -197,8 +200,9 @@ class Continuations:
         ]
         self.points = len(choices.paths) + bool(len(neutral))
         self._nodes: dict[tuple[int, int], int] = {}  # (node before it, token) -> node
-        self._trees: dict[int, _Tree] = {}
-        tree = self._plan(1)
+        self._trees: dict[tuple[int, Points], _Tree] = {}
+        self._all_points: Points = (tuple(range(self.points)),) * len(self.prefixes)
+        tree = self._plan(1, self._all_points)
         self._root = run_root(model, tree.root)
         self._streams = {layer: np.zeros((len(self._nodes), model.config.width), np.float32) for layer in self.layers}
         self._last = np.zeros((len(self._nodes), model.config.width), np.float32)
@@ -224,12 +228,44 @@ class Continuations:
         """The unedited state of every entity's last token after a layer."""
         return self._streams[layer][self._own]
 
+    def states_after(self, layer: int, rows: Float[np.ndarray, "E M D"], later: int) -> Float[np.ndarray, "E M D"]:
+        """The states of the entities' last tokens after a ``later`` layer, with other states there after ``layer``."""
+        tree, mesh = self._plan(rows.shape[1], ((),) * len(self.prefixes)), self.model.mesh
+        found, step = np.zeros(rows.shape, np.float32), _compiled_edited(self.model.config, mesh)
+        for i, states in in_flight(self._step_from(tree, layer, rows, step, later), STEPS_IN_FLIGHT):
+            batch, ended = tree.batches[i], tree.ended[i]
+            found[ended[:, 0], ended[:, 1]] = np.asarray(states)[batch.bins, batch.columns]
+        return found
+
+    def _step_from(
+        self, tree: _Tree, layer: int, rows: np.ndarray, step: Callable[..., jax.Array], last: int
+    ) -> Iterator[tuple[int, jax.Array]]:
+        """Each batch's wanted states after block ``last``, with rows in the place of the entities' after ``layer``."""
+        stream = self._streams[layer]
+        for i, (batch, node, own) in enumerate(zip(tree.batches, tree.node, tree.own, strict=True)):
+            x = stream[np.maximum(node, 0)]
+            x[own[:, 0], own[:, 1]] = rows[own[:, 2], own[:, 3]]
+            bins, between = put_batch(batch, self.model.mesh), (jnp.int32(layer + 1), jnp.int32(last))
+            yield i, step(self.model.weights, put_bins(x, self.model.mesh), bins, self._root, *between)
+
     def clean(self, *, everything: bool = True) -> Said:
         """What the unedited model says, as one draw; ``everything`` as in `edited`."""
-        return self._look(self._last[self._point][:, None], everything)
+        return self._look(self._last[self._point][:, None], self._all_points, everything)
+
+    def points_of(self, chosen: Sequence[int]) -> Points:
+        """For each entity the points that the log-odds of one continuation need, the right answer say.
+
+        A draw that looks at no other costs the entity's slot, the prompt's rest, and seldom more.
+        """
+        return tuple(tuple(sorted({point for point, _ in self.choices.steps[i]})) for i in chosen)
 
     def edited(
-        self, layer: int, rows: Float[np.ndarray, "E M D"], *, everything: bool | tuple[int, ...] = True
+        self,
+        layer: int,
+        rows: Float[np.ndarray, "E M D"],
+        *,
+        everything: bool | tuple[int, ...] = True,
+        points: Points | None = None,
     ) -> Said:
         """What the model says with other states at the entities' last tokens.
 
@@ -238,28 +274,21 @@ class Continuations:
           rows: what these states are after it, in M draws.
           everything: normalisers and divergences over all of V as well, at all points or at some (NaN at others);
             without, the head has the choices' rows only.
+          points: of each entity, which to look at (`points_of`), without ``everything``; default: all.
         """
         if layer not in self._streams or rows.shape[::2] != (len(self.prefixes), self.model.config.width):
             raise ValueError(f"rows {rows.shape} at layer {layer}; wanted [E, M, D] at one of {self.layers}")
-        tree, mesh = self._plan(rows.shape[1]), self.model.mesh
-        found = np.zeros((*rows.shape[:2], self.points, rows.shape[2]), np.float32)
-        stream, step = self._streams[layer], _compiled_edited(self.model.config, mesh)
-        blocks = self.model.config.layers - 1 - layer
-
-        def started() -> Iterator[tuple[int, jax.Array]]:
-            for i, (batch, node, own) in enumerate(zip(tree.batches, tree.node, tree.own, strict=True)):
-                x = stream[np.maximum(node, 0)]
-                x[own[:, 0], own[:, 1]] = rows[own[:, 2], own[:, 3]]
-                bins = put_batch(batch, mesh)
-                yield i, step(self.model.weights, put_bins(x, mesh), bins, self._root, jnp.int32(layer + 1))
-
-        for i, states in in_flight(started(), STEPS_IN_FLIGHT):
+        points = self._all_points if points is None else points
+        tree, last = self._plan(rows.shape[1], points), self.model.config.layers - 1
+        found = np.zeros((*rows.shape[:2], max(map(len, points)), rows.shape[2]), np.float32)
+        step, blocks = _compiled_edited(self.model.config, self.model.mesh), last - layer
+        for i, states in in_flight(self._step_from(tree, layer, rows, step, last), STEPS_IN_FLIGHT):
             batch, ended = tree.batches[i], tree.ended[i]
             values = np.asarray(states)[batch.bins, batch.columns]
             own = ended[:, 2] < 0
             found[ended[~own, 0], ended[~own, 1], ended[~own, 2]] = values[~own]
         self.work = Work(self.work.run + tree.slots * blocks, self.work.floor + tree.floor * blocks)
-        return self._look(found, everything)
+        return self._look(found, points, everything)
 
     def edited_on_the_way(
         self,
@@ -267,15 +296,17 @@ class Continuations:
         *,
         where: str = "entity",
         everything: bool | tuple[int, ...] = True,
+        points: Points | None = None,
     ) -> Said:
         """What the model says with an operator after several blocks, each reading what the ones before it left.
 
         Args:
           edits: block -> (read [D, K], write [D, K], mean [D], target [K]), as in `probes.erase.Edit`.
           where: "entity", its last token only; "after", that token and all later ones; "all", every token, BOS too.
-          everything: as in `edited`.
+          everything, points: as in `edited`.
         """
-        config, tree = self.model.config, self._plan(1)
+        points = self._all_points if points is None else points
+        config, tree = self.model.config, self._plan(1, points)
         rank = max(read.shape[1] for read, *_ in edits.values())
         shape = (config.layers, config.width, rank)
         read, write = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -285,7 +316,7 @@ class Continuations:
             target[layer, : r.shape[1]] = goal + np.asarray(mean, np.float64) @ r
         everywhere = Edits(*map(jnp.asarray, (read, write, target)))
         root = run_root(self.model, tree.root, everywhere) if where == "all" else self._root
-        found = np.zeros((len(self.prefixes), 1, self.points, config.width), np.float32)
+        found = np.zeros((len(self.prefixes), 1, max(map(len, points)), config.width), np.float32)
         step = _compiled_on_the_way(config, self.model.mesh)
         for batch, own, ended in zip(tree.batches, tree.own, tree.ended, strict=True):
             slots = np.zeros(batch.tokens.shape, bool)
@@ -297,19 +328,28 @@ class Continuations:
             values = np.asarray(step(self.model.weights, put_batch(batch, self.model.mesh), root, edits_here))
             at = ended[:, 2] >= 0
             found[ended[at, 0], 0, ended[at, 2]] = values[batch.bins, batch.columns][at]
-        return self._look(found, everything)
+        return self._look(found, points, everything)
 
-    def slots_of(self, draws: int) -> tuple[int, int]:
-        """Slots of a step over all entities, and those of them that depend on an edit."""
-        tree = self._plan(draws)
+    def slots_of(self, draws: int, points: Points | None = None) -> tuple[int, int]:
+        """Slots of so many draws of every entity, and those that depend on an edit; ``points`` as in `edited`."""
+        tree = self._plan(draws, self._all_points if points is None else points)
         return tree.slots, tree.floor
 
-    def _look(self, rows: Float[np.ndarray, "E M P D"], everything: bool | tuple[int, ...]) -> Said:
-        """The head, in pieces of ROWS rows."""
+    def _look(self, rows: Float[np.ndarray, "E M Q D"], looked: Points, everything: bool | tuple[int, ...]) -> Said:
+        """The head, in pieces of ROWS rows, of up to Q points of each entity."""
+        if everything is True and looked == self._all_points:
+            return Said(*self._head(rows, np.broadcast_to(self._last[self._point][:, None], rows.shape)))
         chosen = self._head(rows, None)[0]
+        if looked != self._all_points:
+            if everything is not False:
+                raise ValueError("all of V is only looked at where all points are")
+            logits = np.full((*rows.shape[:2], self.points, chosen.shape[-1]), np.nan, np.float32)
+            for entity, points in enumerate(looked):
+                logits[entity][:, list(points)] = chosen[entity][:, : len(points)]
+            return Said(logits, None, None)
         if everything is False:
             return Said(chosen, None, None)
-        points = list(range(self.points)) if everything is True else list(everything)
+        points = list(everything)
         unedited = np.broadcast_to(self._last[self._point][:, None], rows.shape)
         normaliser, kl = np.full((2, *rows.shape[:3]), np.nan)
         found = self._head(rows[:, :, points], unedited[:, :, points])
@@ -325,26 +365,27 @@ class Continuations:
         step = _compiled_head(self.model.config, self.model.mesh)
         flat = [None if values is None else values.reshape(-1, values.shape[-1]) for values in (rows, unedited)]
         parts = []
-        for first in range(0, len(flat[0]), ROWS):
-            count = min(ROWS, len(flat[0]) - first)
+        rows_at_once = FEW_ROWS if len(flat[0]) <= FEW_ROWS else ROWS
+        for first in range(0, len(flat[0]), rows_at_once):
+            count = min(rows_at_once, len(flat[0]) - first)
             padded = [
-                None if values is None else np.pad(values[first : first + count], ((0, ROWS - count), (0, 0)))
+                None if values is None else np.pad(values[first : first + count], ((0, rows_at_once - count), (0, 0)))
                 for values in flat
             ]
             parts.append([np.asarray(each)[:count] for each in step(self.model.weights, *padded, tokens)])
         joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
         return [each.reshape(*rows.shape[:3], *each.shape[1:]) for each in joined]
 
-    def _plan(self, draws: int) -> _Tree:
-        """Lays out ``draws`` draws of every entity."""
-        if draws in self._trees:
-            return self._trees[draws]
+    def _plan(self, draws: int, points: Points) -> _Tree:
+        """Lays out ``draws`` draws of every entity, up to these points of each."""
+        if (draws, points) in self._trees:
+            return self._trees[draws, points]
         first_key = max(itertools.chain(*self.prefixes, *itertools.chain(*self.paths))) + 1
         sequences, meaning = [], []
         for (entity, prefix), draw in itertools.product(enumerate(self.prefixes), range(draws)):
             own = (*prefix[:-1], first_key + entity * draws + draw)
-            sequences += [own, *((*own, *path) for path in self.paths[entity])]
-            meaning += [(entity, draw, point) for point in range(-1, self.points)]
+            sequences += [own, *((*own, *self.paths[entity][point]) for point in points[entity])]
+            meaning += [(entity, draw, column) for column in range(-1, len(points[entity]))]
         starts, mesh = np.r_[0, np.cumsum(list(map(len, sequences)))], self.model.mesh
         plan = plan_bins(
             np.fromiter(itertools.chain(*sequences), np.int64, starts[-1]),
@@ -368,10 +409,12 @@ class Continuations:
             ended.append(np.array([meaning[i] for i in shard.rows[batch.entities]]))
         # An edited slot, and every slot that any of the points is at or after.
         beginnings = lambda paths: {path[:end] for path in paths for end in range(len(path) + 1)}
-        floor = draws * sum(len(beginnings(paths) | {()}) for paths in self.paths)
+        wanted = ([paths[point] for point in mine] for paths, mine in zip(self.paths, points, strict=True))
+        floor = draws * sum(len(beginnings(paths) | {()}) for paths in wanted)
         slots = sum(batch.tokens.size for batch in batches)
-        self._trees[draws] = _Tree(plan.root, tuple(batches), tuple(nodes), tuple(owns), tuple(ended), slots, floor)
-        return self._trees[draws]
+        tree = _Tree(plan.root, tuple(batches), tuple(nodes), tuple(owns), tuple(ended), slots, floor)
+        self._trees[draws, points] = tree
+        return tree
 
     def _find_nodes(self, batch: Batch, keys: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
         """The unedited tree's node of every slot, of which it makes those that are new; -1 for slots not in use."""
@@ -397,8 +440,8 @@ def _compiled_clean(config: ModelConfig, mesh: Mesh, sites: tuple[str, ...]) -> 
 
 @functools.lru_cache(maxsize=4)
 def _compiled_edited(config: ModelConfig, mesh: Mesh) -> Callable[..., jax.Array]:
-    def step(weights, x, bins, root, first):
-        return _wanted(run_blocks(weights, config, x, bins, root, mesh=mesh, first=first).stream, bins)
+    def step(weights, x, bins, root, first, last):
+        return _wanted(run_blocks(weights, config, x, bins, root, mesh=mesh, first=first, last=last).stream, bins)
 
     return jax.jit(step)
 

@@ -233,6 +233,7 @@ def run_blocks(
     *,
     mesh: Mesh,
     first: int | Int[Array, ""] = 0,
+    last: Int[Array, ""] | None = None,
     sites: tuple[str, ...] = (),
     edits: Edits | None = None,
     return_keys: bool = False,
@@ -245,6 +246,7 @@ def run_blocks(
         that want all slots, with rows replaced.
       first: a number, or a traced one, with which one program serves every block: the stream of earlier blocks is
         then ``x``, and their neurons are zeros.
+      last: with a traced ``first``, the last block that is run, traced too; default: all of them.
       sites: without ``embed``, none before ``first`` where that is a number; the rest as in `forward`.
 
     Raises:
@@ -277,7 +279,8 @@ def run_blocks(
     def step_from_first(x: Array, layer: Layer) -> tuple[Array, tuple]:
         kept, _ = jax.eval_shape(step, x, layer)[1]
         same = {kind: jnp.zeros(s.shape, s.dtype) if kind == "mlp" else rows(x) for kind, s in kept.items()}
-        return jax.lax.cond(layer.index >= first, step, lambda x, _: (x, (same, None)), x, layer)
+        runs = layer.index >= first if last is None else (layer.index >= first) & (layer.index <= last)
+        return jax.lax.cond(runs, step, lambda x, _: (x, (same, None)), x, layer)
 
     layers = jax.tree.map(lambda leaf: leaf[begin:], _layers(weights, config, root, edits, arithmetic))
     x, (stacks, keys) = jax.lax.scan(step_from_first if traced else step, x, layers)

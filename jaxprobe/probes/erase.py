@@ -283,51 +283,70 @@ class Surface(NamedTuple):
     r2: float
 
 
-def fit_surface(
-    places: np.ndarray,
-    x: np.ndarray,
-    lengths: tuple[float, ...] = LENGTHS,
-    penalties: tuple[float, ...] = PENALTIES,
-) -> Surface:
+class Kernels(NamedTuple):
+    """Gaussian kernels between N places, decomposed: what surfaces through the states of several layers share.
+
+    Attributes:
+      places: [N, C].
+      parts: for each length its value in the places' units, the kernel's mean over rows [N], and the eigenvalues [N]
+        and eigenvectors [N, N] of the kernel with its means taken out: the intercept is then not penalised, and its
+        leverage is 1/N for every row.
+    """
+
+    places: Float[np.ndarray, "N C"]
+    parts: tuple[tuple[float, np.ndarray, np.ndarray, np.ndarray], ...]
+
+
+def decompose_kernels(places: np.ndarray, lengths: tuple[float, ...] = LENGTHS) -> Kernels:
+    """Kernels of several lengths, in median distances between places [N, C]. Raises InputError as `fit_surface`."""
+    places = _rows(places, "places")
+    if not 3 <= len(places) <= SURFACE_ROWS:
+        raise InputError(f"There are {len(places)} places; wanted 3 to {SURFACE_ROWS}.")
+    squares = _squared_distances(places, places)
+    median = np.sqrt(np.median(squares[np.triu_indices(len(places), 1)]))
+    if not median > 0:
+        raise InputError("Most places are the same place, which leaves no surface to fit. Pass places that differ.")
+    parts = []
+    for length in lengths:
+        kernel = np.exp(-squares / (2 * (length * median) ** 2))
+        mean = kernel.mean(0)
+        values, vectors = np.linalg.eigh(kernel - mean - mean[:, None] + mean.mean())
+        parts.append((float(length * median), mean, np.maximum(values, 0), vectors))
+    return Kernels(places, tuple(parts))
+
+
+def fit_surface(places: np.ndarray | Kernels, x: np.ndarray, penalties: tuple[float, ...] = PENALTIES) -> Surface:
     """Fits place -> state with a Gaussian kernel; its length and penalty by exact leave-one-out.
 
     Args:
-      places: [N, C] coordinates in which distance has a meaning: points on the unit sphere (`unit_vectors`), or years.
+      places: [N, C] coordinates in which distance has a meaning: points on the unit sphere (`unit_vectors`), or years;
+        or their kernels.
       x: [N, D] states of one layer.
-      lengths: of the kernel, in median distances between places.
       penalties: in the kernel's mean eigenvalue.
 
     Raises:
       InputError: fewer than three rows or more than 8,000, shapes that do not fit, places that are all the same.
     """
-    places, x = _rows(places, "places"), _rows(x, "x")
-    if len(places) != len(x) or not 3 <= len(x) <= SURFACE_ROWS:
-        raise InputError(f"There are {len(places)} places and {len(x)} states; wanted as many, 3 to {SURFACE_ROWS}.")
-    squares = _squared_distances(places, places)
-    median = np.sqrt(np.median(squares[np.triu_indices(len(places), 1)]))
-    if not median > 0:
-        raise InputError("Most places are the same place, which leaves no surface to fit. Pass places that differ.")
+    kernels = places if isinstance(places, Kernels) else decompose_kernels(places)
+    x = _rows(x, "x")
+    if len(kernels.places) != len(x):
+        raise InputError(f"There are {len(kernels.places)} places and {len(x)} states; wanted as many.")
     mean = x.mean(0)
     centred = x - mean
     variance = (centred**2).mean(0)
     varies = variance > 0
     best = None
-    for length in lengths:
-        kernel = np.exp(-squares / (2 * (length * median) ** 2))
-        kernel_mean = kernel.mean(0)
-        # With its means taken out, the intercept is not penalised and its leverage is 1/N for every row.
-        values, vectors = np.linalg.eigh(kernel - kernel_mean - kernel_mean[:, None] + kernel_mean.mean())
-        values = np.maximum(values, 0)
-        rotated = vectors.T @ centred
+    for length, kernel_mean, values, vectors in kernels.parts:
+        rotated, leverage = vectors.T @ centred, vectors**2
         for penalty in penalties:
             alpha = penalty * values.mean()
             kept = values / (values + alpha)
             residual = centred - vectors @ (kept[:, None] * rotated)
-            residual /= (1 - 1 / len(x) - (vectors**2) @ kept)[:, None]
+            residual /= (1 - 1 / len(x) - leverage @ kept)[:, None]
             r2 = 1 - ((residual[:, varies] ** 2).mean(0) / variance[varies]).mean()
             if best is None or r2 > best.r2:
                 dual = vectors @ (rotated / (values + alpha)[:, None])
-                best = Surface(places, dual, kernel_mean, mean, length * median, alpha, float(r2))
+                best = Surface(kernels.places, dual, kernel_mean, mean, length, alpha, float(r2))
     return best
 
 

@@ -102,14 +102,14 @@ def test_goes_on_where_it_stopped(tmp_path, monkeypatch):
     def until_the_third(*args):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(args[1])
+        done.append(args[2])
         return one(*args)
 
     monkeypatch.setattr(use, "_one_layer", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         ask(run, folder, draws=19)
     rest = []
-    monkeypatch.setattr(use, "_one_layer", lambda *args: rest.append(args[1]) or one(*args))
+    monkeypatch.setattr(use, "_one_layer", lambda *args: rest.append(args[2]) or one(*args))
     again = ask(run, folder, draws=19)
     assert done == [-1, 0] and rest == [1, 2]
     kept = again["metric"] != "slots x blocks, of the least"

@@ -159,6 +159,26 @@ def test_states_are_those_of_the_extraction(read):
         assert error.max() < 1e-5
 
 
+def test_some_points_alone_and_states_on_the_way(truth, read):
+    """A draw that looks at one continuation's points says the same of it; later states are the hooks'."""
+    rows = read.states(0)[:, None] + np.float32([[[0.3]], [[-0.2]]]).reshape(1, 2, 1)
+    mine = [e % len(SAID) for e in range(len(TEXTS))]
+    points = read.points_of(mine)
+    assert {len(each) for each in points} == {len({p for p, _ in read.choices.steps[i]}) for i in mine} != {read.points}
+    every = read.edited(0, rows, everything=False).log_odds(read.choices)
+    few = read.edited(0, rows, everything=False, points=points).log_odds(read.choices)
+    for entity, said in enumerate(mine):
+        np.testing.assert_allclose(few[entity, :, said], every[entity, :, said], atol=1e-5)
+    assert np.isnan(few).any()
+    later, kept = read.states_after(0, rows, 1), {}
+    keep = lambda module, inputs: kept.update(x=inputs[0][0, -1].numpy())
+    handle = truth.model.model.layers[2].register_forward_pre_hook(keep)
+    for entity, prefix in enumerate(read.prefixes):
+        truth.logits(prefix, {0: replaced(read, entity, rows[entity, 1])})
+        assert np.linalg.norm(later[entity, 1] - kept["x"]) < 1e-5 * np.linalg.norm(kept["x"])
+    handle.remove()
+
+
 @pytest.mark.slow
 def test_work_is_counted_and_near_the_least(folder):
     model = load_model(str(folder), head=True)

@@ -12,6 +12,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.probes.erase import (
     apply_edit,
     covariance,
+    decompose_kernels,
     erase,
     fit_surface,
     leace,
@@ -190,7 +191,7 @@ def test_the_surface_is_kernel_ridge_and_its_leave_one_out_exact():
     rng = np.random.default_rng(0)
     places = rng.uniform(-1, 1, (60, 2))
     x = np.stack([np.sin(3 * places[:, 0]), places.prod(1), rng.standard_normal(60), np.full(60, 2.0)], axis=1)
-    surface = fit_surface(places, x, lengths=(0.5,), penalties=(0.1,))
+    surface = fit_surface(decompose_kernels(places, (0.5,)), x, penalties=(0.1,))
     kernel = RBF(surface.length)(places)
     centring = np.eye(60) - 1 / 60
 
