@@ -101,22 +101,27 @@ def _go_on(model: LanguageModel, steering: Steering, text: str, prompt: str, tok
     # Every token may come next.
     every = Choices((), (), ((),), tuple(((0, token),) for token in range(model.config.vocabulary)))
     asked = read_continuations(model, [text], prompt, [" "], [])
+    layer, names = steering.layer, ("", "_moved")
+    spoken: dict[str, list[int]] = {name: [] for name in names}
     said: dict[str, object] = {}
-    for name, moved in (("", False), ("_moved", True)):
-        ids: list[int] = []
-        for step in range(tokens):
-            engine = Continuations(model, asked.prefixes, [(*asked.paths[0][0], *ids)], every, [steering.layer])
-            rows = engine.states(steering.layer)
-            answer = engine.edited(steering.layer, (apply_edit(steering.edit, rows) if moved else rows)[:, None])
-            values = answer.logits[0, 0, 0].astype(np.float64) - answer.log_normaliser[0, 0, 0]
+    for step in range(tokens):
+        answers = {}  # by what was said so far: mostly both have said the same, and one forward serves both
+        for ids in {tuple(ids) for ids in spoken.values()}:
+            engine = Continuations(model, asked.prefixes, [(*asked.paths[0][0], *ids)], every, [layer])
+            own = engine.states(layer)
+            answers[ids] = engine.edited(
+                layer, np.stack([own, apply_edit(steering.edit, own)], 1), everything=step == 0
+            )
+        for draw, name in enumerate(names):
+            answer = answers[tuple(spoken[name])]
+            logits = answer.logits[0, draw, 0].astype(np.float64)
             if step == 0:
-                best = np.argsort(-values)[:FIRST]
-                likely = [f"{tokenizer.decode([int(i)])!r} {np.exp(values[i]):.2f}" for i in best]
-                said[f"likely{name}"] = ", ".join(likely)
-                said["kl"] = float(answer.kl[0, 0, 0])
-            ids.append(int(values.argmax()))
-        said[f"says{name}"] = tokenizer.decode(ids)
-    return said
+                shares = np.exp(logits - answer.log_normaliser[0, draw, 0])
+                best = np.argsort(-shares)[:FIRST]
+                said[f"likely{name}"] = ", ".join(f"{tokenizer.decode([int(i)])!r} {shares[i]:.2f}" for i in best)
+                said["kl"] = float(answer.kl[0, draw, 0])
+            spoken[name].append(int(logits.argmax()))
+    return said | {f"says{name}": tokenizer.decode(ids) for name, ids in spoken.items()}
 
 
 def export_vector(run: Run, out: str | PathLike, states: Sequence[str] = ()) -> AnyPath:
@@ -155,11 +160,11 @@ def _write_control_vector(path: AnyPath, writes: Mapping[str, np.ndarray], sprea
 
     writer = GGUFWriter(str(path), "controlvector")
     writer.add_string("controlvector.model_hint", run.model)
-    writer.add_uint32("controlvector.layer_count", len(writes))
-    for state, write in writes.items():
-        # llama.cpp adds direction.N to what block N leaves, and has none of block 0.
-        if Site.parse(state).layer:
-            writer.add_tensor(f"direction.{state}", np.ascontiguousarray(write[:, 0] * spread, np.float32))
+    # llama.cpp adds direction.N to what block N leaves, and has none of block 0.
+    written = {state: write for state, write in writes.items() if Site.parse(state).layer}
+    writer.add_uint32("controlvector.layer_count", len(written))
+    for state, write in written.items():
+        writer.add_tensor(f"direction.{state}", np.ascontiguousarray(write[:, 0] * spread, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
