@@ -1,6 +1,8 @@
-"""Planted models: in one the answer hangs on what the probe reads, in the other on something else."""
+"""A planted model: one of its answers hangs on what the probe reads, the other on something else."""
 
 import json
+import re
+import shutil
 import string
 
 import numpy as np
@@ -20,14 +22,17 @@ pytestmark = pytest.mark.slow
 
 ROWS, WIDTH = 240, 16
 NAMES = [a + b for a in string.ascii_uppercase for b in string.ascii_lowercase][:ROWS]
+GROUPS = ("side", "letter")
+MOVES = re.compile("Moving it moves the answer")
 
 
-def plant(folder, uses: bool, seed: int = 0):
+def plant(folder, seed: int = 0):
     """A Llama whose blocks do nothing: a name's last token holds a longitude in one direction and a letter in another.
 
-    The next token is "e" or "w": by the longitude where the model ``uses`` it, else by the letter.
+    Of "e" and "w" the longitude says which comes next, of "n" and "s" the letter.
     """
     rng = np.random.default_rng(seed)
+    folder.mkdir()
     size = save_tokenizer(folder, NAMES * 20)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     last = [tokenizer.encode(name, add_special_tokens=False)[-1] for name in NAMES]
@@ -44,44 +49,60 @@ def plant(folder, uses: bool, seed: int = 0):
         if "o_proj" in name or "down_proj" in name:
             values.zero_()
     head = np.zeros((vocabulary, WIDTH))
-    for sign, letter in ((1, "e"), (-1, "w")):
+    for letter, direction, sign in (("e", 0, 1), ("w", 0, -1), ("n", 1, 1), ("s", 1, -1)):
         [token] = tokenizer.encode(letter, add_special_tokens=False)
-        head[token, 0 if uses else 1] = 3.0 * sign
+        head[token, direction] = 3.0 * sign
     state["model.embed_tokens.weight"].copy_(torch.tensor(embedding @ turn))
     state["lm_head.weight"].copy_(torch.tensor(head @ turn))
     model.save_pretrained(folder)
     x = embedding[last]
-    answer = np.where(x[:, 0 if uses else 1] > 0, "e", "w")
-    table = pd.DataFrame({"name": NAMES, "longitude": 60 * x[:, 0] + rng.standard_normal(ROWS), "side": answer})
+    table = pd.DataFrame({"name": NAMES, "longitude": 30 * x[:, 0] + rng.standard_normal(ROWS)})
+    table["side"] = np.where(x[:, 0] > 0, "e", "w")
+    table["letter"] = np.where(x[:, 1] > 0, "n", "s")
     table["country"] = [f"c{i % 24}" for i in range(ROWS)]
     table.to_csv(folder / "t.csv", index=False)
-    body = {"asks": "Which side?", "template": "{}", "continuation": "{}", "group": "side", "neutral": "a"}
-    (folder / "side.json").write_text(json.dumps(body))
+    for group in GROUPS:
+        body = {"asks": f"Which {group}?", "template": "{}", "continuation": "{}", "group": group, "neutral": "a"}
+        (folder / f"{group}.json").write_text(json.dumps(body))
     return folder
 
 
 def probe(folder):
     settings = RunSettings(
         str(folder), str(folder / "t.csv"), out=folder / "run", text="name", target=("longitude",),
-        group=("side", "country"), seed=1,
+        group=(*GROUPS, "country"), seed=1,
     )  # fmt: skip
     run_probes(settings, Reporter())
     return folder / "run"
 
 
-def ask(run, folder, **options):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return probe(plant(tmp_path_factory.mktemp("planted") / "model"))
+
+
+def ask(run, group, **options):
     options = {"entities": 40, "draws": 39, "every": 1} | options
-    return use.run([run], use.Options(str(folder / "side.json"), **options), Reporter())
+    return use.run([run], use.Options(str(run.parent / f"{group}.json"), **options), Reporter())
 
 
-@pytest.mark.parametrize("uses", [True, False])
-def test_what_is_planted_is_found_and_nothing_else(tmp_path, uses):
-    folder = plant(tmp_path, uses)
-    run = probe(folder)
-    frame = ask(run, folder)
-    [*said] = frame.loc[frame["test"] == "sentence", "text"]
-    assert ("is needed for" in said[0] and not said[0].startswith("It was not found")) == uses, said
-    assert any("Moving it moves the answer" in line for line in said) == uses, said
+def said(frame):
+    """The sentences; whether the first says that the reading is needed; whether one says that moving it moves."""
+    lines = frame.loc[frame["test"] == "sentence", "text"].tolist()
+    return lines, lines[0].startswith("What a linear probe reads"), any(map(MOVES.match, lines))
+
+
+@pytest.fixture(scope="module")
+def asked_once(run):
+    """The table of each question, one start to the end."""
+    return {group: ask(run, group) for group in GROUPS}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_what_is_planted_is_found_and_nothing_else(run, asked_once, group):
+    uses, frame = group == "side", asked_once[group]
+    lines, needed, moves = said(frame)
+    assert (needed, moves) == (uses, uses), lines
     accuracy = frame[(frame["test"] == "competence") & (frame["edit"] == "none")]["value"]
     assert (accuracy > 0.95).all()
     erased = frame[(frame["test"] == "erased") & (frame["metric"] == "r2_train")]["value"]
@@ -93,36 +114,36 @@ def test_what_is_planted_is_found_and_nothing_else(tmp_path, uses):
     assert path.is_file() and path.with_suffix(".png").is_file()
 
 
-def test_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    folder = plant(tmp_path, True)
-    run = probe(folder)
-    whole = ask(run, folder, draws=19)
-    done, one = [], use._one_layer
+def test_goes_on_where_it_stopped(run, asked_once, monkeypatch):
+    calls, one = [], use._one_layer
 
     def until_the_third(*args):
-        if len(done) == 2:
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        done.append(args[2])
+        calls.append(args)
         return one(*args)
 
     monkeypatch.setattr(use, "_one_layer", until_the_third)
     with pytest.raises(KeyboardInterrupt):
-        ask(run, folder, draws=19)
+        ask(run, "side")
+    assert sorted(path.name for path in (run / "experiments").glob("use-*/*")) == ["-1.npz", "0.npz"]
     rest = []
-    monkeypatch.setattr(use, "_one_layer", lambda *args: rest.append(args[2]) or one(*args))
-    again = ask(run, folder, draws=19)
-    assert done == [-1, 0] and rest == [1, 2]
+    monkeypatch.setattr(use, "_one_layer", lambda *args: rest.append(args) or one(*args))
+    again = ask(run, "side")
+    assert len(rest) == 2  # of four
+    whole = asked_once["side"]
     kept = again["metric"] != "slots x blocks, of the least"
     pd.testing.assert_frame_equal(again[kept], whole[kept], rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_does_not_answer_is_not_tested(tmp_path):
-    folder = plant(tmp_path, True)
+def test_a_model_that_does_not_answer_is_not_tested(run, tmp_path):
+    folder = shutil.copytree(run.parent, tmp_path / "model", ignore=shutil.ignore_patterns("run"))
     table = pd.read_csv(folder / "t.csv")
     table["side"] = np.where(np.arange(ROWS) % 2, "e", "w")
     table.to_csv(folder / "t.csv", index=False)
-    frame = ask(probe(folder), folder)
+    run = probe(folder)
+    frame = ask(run, "side")
     assert frame["text"].str.startswith("It can't be tested").sum() == 1
     assert set(frame["test"]) == {"competence", "sentence"}
     with pytest.raises(InputError, match="--draws is 3; wanted 19"):
-        ask(folder / "run", folder, draws=3)
+        ask(run, "side", draws=3)
