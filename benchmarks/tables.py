@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python sees only this folder
@@ -343,6 +344,72 @@ def worlds_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{machine['cores']} cores, {machine['processor']}. {result['note']}"])
 
 
+def use_table(result: dict[str, Any]) -> str:
+    """By layer the effect beside its controls and how far shifts moved; then the sentences; by benchmarks/use.py."""
+    frame = pd.DataFrame(result["rows"])
+    short = lambda row: f"{row['value']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+
+    def cell(test: str, layer: str, edit: str, metric: str, resampled: tuple[str, ...] = ("rows", "draws")) -> str:
+        at = (frame["test"] == test) & (frame["layer"] == layer) & (frame["edit"] == edit) & (frame["metric"] == metric)
+        rows = frame[at & frame["resampled"].isin(resampled)]
+        return "" if rows.empty else short(rows.iloc[0])
+
+    effects = {
+        "erased (LEACE)": ("necessity", "leace"),
+        "permuted targets": ("controls", "permuted"),
+        "random subspaces": ("controls", "random subspaces"),
+        "random changes of that size": ("controls", "random differences"),
+        "an unrelated target": ("necessity", "unrelated"),
+        "LEACE less permuted, reworded": ("reworded", "leace less permuted"),
+        "all later layers too": ("all later layers", "leace"),
+    }
+    moves = {
+        "covariance": "along the covariance",
+        "least_norm": "least norm",
+        "answer_means": "difference of answer means",
+        "random_shift": "random change",
+        "elsewhere": "towards elsewhere",
+    }
+    layers = list(dict.fromkeys(frame.loc[frame["test"] == "necessity", "layer"]))
+    lines = [f"| layer | {' | '.join(effects)} |", f"|---|{'---:|' * len(effects)}"]
+    for layer in layers:
+        cells = (cell(test, layer, edit, "log_odds") for test, edit in effects.values())
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    lines += ["", f"| moved, of what was asked | {' | '.join(moves.values())} |", f"|---|{'---:|' * len(moves)}"]
+    lines += [f"| {layer} | {' | '.join(cell('moved', layer, edit, 'along') for edit in moves)} |" for layer in layers]
+    left = frame[(frame["test"] == "erased") & (frame["metric"] == "r2")]
+    left = left.pivot(index="layer", columns="edit", values="value").reindex(layers)
+    probes = {"none": "before", "leace": "after LEACE, ridge fitted anew", "leace, read by mlp": "an MLP"}
+    probes |= {
+        "leace, read by kernel": "a kernel probe",
+        "orthogonal": "after orthogonal projection, ridge fitted anew",
+    }
+    lines += ["", f"| what still reads the place, test R² | {' | '.join(probes.values())} |"]
+    lines.append(f"|---|{'---:|' * len(probes)}")
+    lines += [f"| {layer} | {' | '.join(f'{left.loc[layer, probe]:.2f}' for probe in probes)} |" for layer in layers]
+    answers = frame[frame["test"] == "competence"].set_index("edit")["value"]
+    told = frame[(frame["test"] == "competence") & (frame["edit"] == "none")].iloc[0]
+    family = frame[frame["metric"] == "family"].set_index("edit")["p"]
+    took, machine = result["took"], result["machine"]
+    said = frame.loc[frame["test"] == "sentence", "text"]
+    time = f"{took['seconds'] / 60:.0f} minutes ({took['cpu_seconds'] / 60:.0f} of CPU time)"
+    return "\n".join([
+        *(f"> {line}" for line in said),
+        "",
+        f"{result['model']}, {result['table_rows']:,} rows of {result['dataset']}, question `{result['question']}`. "
+        f"The model answers {short(told)} of {told['n']:.0f} test rows; chance {answers['chance']:.2f}, the commonest "
+        f"answer {answers['majority']:.2f}, spelling alone {answers['spelling']:.2f}. p over all layers at once: "
+        f"{', '.join(f'{name} {p:.3f}' for name, p in family.items())}. Change of the right answer's log-odds in nats, "
+        "95 % intervals; of controls the middle 95 % of draws.",
+        "",
+        *lines,
+        "",
+        f"{took['announced']} It took {time} and {took['peak_memory_bytes'] / 1e9:.1f} GB, on "
+        f"{machine['cores']} cores ({machine['processor']}) that other work shared: load average "
+        f"{' and '.join(f'{load:.1f}' for load in took['load_averages'])} at start and end.",
+    ])  # fmt: skip
+
+
 # The start of a result file's name -> what writes its table. Files of other benchmarks add their own.
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "extraction": extraction_table,
@@ -351,6 +418,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "plan": plan_table,
     "ridge": ridge_table,
     "store": store_table,
+    "use": use_table,
     "worlds": worlds_table,
 }
 OTHERS: dict[str, Callable[[Path], str]] = {"speed": speed_table, "experiments": experiments_table}

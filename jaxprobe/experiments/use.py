@@ -815,7 +815,7 @@ def figures(frame: pd.DataFrame) -> list:
     from jaxprobe.report.maps import OKABE_ITO
 
     panels = {
-        "Change of the right answer's log-odds (nats)": ("necessity", "controls", "log_odds", {
+        "Change of the right\nanswer's log-odds (nats)": ("necessity", "controls", "log_odds", {
             "leace": "erased (LEACE)", "orthogonal": "orthogonal projection", "unrelated": "an unrelated target erased",
             "permuted": "permuted targets erased", "random subspaces": "random subspaces",
             "random differences": "random changes of that size",
@@ -830,8 +830,8 @@ def figures(frame: pd.DataFrame) -> list:
     for (_, asked), part in frame[frame["layer"] != ""].groupby(["run", "question"], sort=False):
         layers = list(dict.fromkeys(part["layer"]))
         with house_style():
-            figure = Figure(figsize=(6.6, 6.4))
-            grid = area(figure, left=0.8, right=2.0, bottom=0.6, top=0.95).subgridspec(2, 1, hspace=0.12)
+            figure = Figure(figsize=(7.2, 6.4))
+            grid = area(figure, left=0.9, right=2.3, bottom=0.6, top=0.95).subgridspec(2, 1, hspace=0.12)
             for row, (label, (first, second, metric, edits)) in enumerate(panels.items()):
                 axes = figure.add_subplot(grid[row])
                 shown = part[

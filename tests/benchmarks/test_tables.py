@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import paper, paper_tables, tables
+from benchmarks import paper, paper_tables, tables, use
 from jaxprobe.models.published import find_published
 
 ENTRY = {
@@ -181,3 +181,16 @@ def test_utilisations_are_medians_of_each_scheme():
     }
     schemes = paper.measured_schemes(result, "float32")
     assert schemes == {"jaxprobe": paper.Scheme(0.8, False), "paper_loop": paper.Scheme(0.4, True)}
+
+
+def test_what_a_log_of_two_starts_tells():
+    start = (
+        "1.50 1.00 0.50 2/183 1804\n200 entities, 9 layers: 1.0 million, about 2 min at this machine's rate.\n"
+        "\tUser time (seconds): 60.25\n\tSystem time (seconds): 1.75\n"
+        "\tElapsed (wall clock) time (h:mm:ss or m:ss): {}\n\tMaximum resident set size (kbytes): {}\n"
+    )
+    found = use.read_log(start.format("1:02:03", 2_000_000) + start.format("10:00.50", 1_000_000))
+    assert found["starts"] == 2 and found["seconds"] == 3723 + 600.5 and found["cpu_seconds"] == 2 * 62
+    assert found["announced"] == "200 entities, 9 layers: 1.0 million, about 2 min at this machine's rate."
+    assert found["peak_memory_bytes"] == 2_048_000_000 and found["load_averages"] == [1.5, 1.5]
+    assert use.read_log("")["seconds"] is None
