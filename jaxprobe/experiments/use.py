@@ -617,7 +617,7 @@ def _tabulate(
     """Rows of every test, and the sentences that follow."""
     names, count = (*ERASURES, *SHIFTED), len(asked.rows)
     index = {name: i for i, name in enumerate(names)}
-    effects, draws = {}, {}
+    effects, counted, draws = {}, {}, {}
     pick = np.random.default_rng(0).integers(0, SHIFTS, (count, options.draws))
     nothing = lambda value: Mean(float(value), math.nan, math.nan)
     for layer, part in parts.items():
@@ -661,14 +661,16 @@ def _tabulate(
         _moves(frame, name, part, asked, index)
         if layer < 0:
             continue
-        draws[layer] = means = {
-            "permuted": part["permuted"].mean(0),
-            "random subspaces": part["subspaces"].mean(0),
-            "random differences": np.take_along_axis(part["differences"], pick, 1).mean(0),
+        every = {
+            "permuted": part["permuted"],
+            "random subspaces": part["subspaces"],
+            "random differences": np.take_along_axis(part["differences"], pick, 1),
         }
-        for control, values in means.items():
+        counted[layer] = _to_chance(change["leace"], clean, asked).mean()
+        draws[layer] = {control: _to_chance(values, clean, asked).mean(0) for control, values in every.items()}
+        for control, values in ((control, values.mean(0)) for control, values in every.items()):
             low, high = np.quantile(values, (0.025, 0.975))
-            p = p_value(change["leace"].mean(), values)
+            p = p_value(counted[layer], draws[layer][control])
             frame.add(
                 "controls",
                 name,
@@ -712,7 +714,17 @@ def _tabulate(
         else:
             mean, n, resampled = mean_of(values), count, "rows"
         frame.add("all later layers", site[int(first)], edit, "log_odds", mean, n=n, resampled=resampled)
-    frame.say(_conclude(parts, effects, draws, asked, site, what, question, frame, index))
+    frame.say(_conclude(parts, effects, counted, draws, asked, site, what, question, frame, index))
+
+
+def _to_chance(change: np.ndarray, clean: np.ndarray, asked: _Asked) -> np.ndarray:
+    """Changes [E] or [E, M] of the right answer's log-probability, each counted down to that of chance at most.
+
+    An eraser that is right takes an answer to chance and no further. One at random leaves most answers as they are and
+    turns some into their contrary, at several nats each: in a plain mean these few would outweigh it.
+    """
+    lowest = np.minimum(-np.log(len(asked.names)) - clean, 0)
+    return np.maximum(change, lowest if change.ndim == 1 else lowest[:, None])
 
 
 def _expected(odds: np.ndarray, asked: _Asked) -> np.ndarray:
@@ -753,6 +765,7 @@ def _shares(moved: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _conclude(
     parts: Mapping[int, Mapping[str, np.ndarray]],
     effects: Mapping[int, Mapping[str, np.ndarray]],
+    counted: Mapping[int, float],
     draws: Mapping[int, Mapping[str, np.ndarray]],
     asked: _Asked,
     site: Mapping[int, str],
@@ -763,7 +776,7 @@ def _conclude(
 ) -> list[str]:
     """The sentences, from the layers after the embedding, which alone tells the spelling."""
     layers = [layer for layer in parts if layer >= 0]
-    observed = np.array([effects[layer]["leace"].mean() for layer in layers])
+    observed = np.array([counted[layer] for layer in layers])
     p = {}
     for control in draws[layers[0]]:
         p[control], _ = p_of_family(observed, np.stack([draws[layer][control] for layer in layers]))

@@ -99,7 +99,7 @@ def sentences(what: str, asks: str, evidence: Evidence) -> list[str]:
     if found:
         said = [
             f"What a linear probe reads as {what} is needed for {quoted} in this model: without it at layer "
-            f"{evidence.layer} the right answer loses {size}, more than under every kind of control "
+            f"{evidence.layer} the right answer changes by {size}, more than under every kind of control "
             f"(p = {evidence.p[worst]:.3f} against {worst}, over all layers tested)."
         ]
         place, other = evidence.kl
