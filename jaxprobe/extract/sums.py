@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float64, Int
 
 from jaxprobe.probes.moments import largest_block, principal_axes, rotate, rotation
+from jaxprobe.probes.solve import Sums
 
 _ROW_MULTIPLE = 8
 
@@ -151,6 +152,22 @@ class MomentStream:
             "xx": sums[:, :, :width],
             "xy": sums[:, :, width:ones],
         }
+
+    def on_devices(self) -> Sums:
+        """The sums of this process's states where they are, in the order of ``states_here`` and then what fills up."""
+        if self._pilot is None:
+            raise ValueError("no shard was added")
+        pieces = sorted(self._sums.addressable_shards, key=lambda piece: piece.index[0].indices(self._layers)[0])
+        sharding = NamedSharding(layers_on([piece.device for piece in pieces], 1)[0], P("layer"))
+
+        def here(array: Array) -> Array:
+            of = {piece.device: piece.data for piece in array.addressable_shards}
+            parts = [of[piece.device] for piece in pieces]
+            shape = (sum(map(len, parts)), *array.shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+        y = self._y.moments()
+        return Sums(here(self._sums), *map(here, self._pilot), y["count"], y["y_sum"], y["yy"])
 
     def _find_pilot(self, x: Array, rows: int) -> "Pilot":
         """From the first shard, of which ``rows`` rows are no filling; each process decomposes for its own devices."""

@@ -6,13 +6,14 @@ with factors in float32 are thus as exact as float64 and three times as fast as 
 The size of the first correction tells how far float32 was off, that of the last one what is left.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxprobe.probes.cholesky import REFINEMENTS, Criterion
 from jaxprobe.probes.moments import Moments, combine, product
@@ -37,27 +38,45 @@ def total(folds: Moments) -> Moments:
     return summed._replace(x_shift=folds.x_shift[0], y_shift=folds.y_shift[0])
 
 
+def of_sums(
+    sums: Float[Array, "J 2 D columns"], count: Float[Array, " J"], y_sum: Float[Array, "J C"], yy: Float[Array, "J C"]
+) -> Moments:
+    """Moments of one state's streamed sums where these are; y is in the unit that the sums have it in.
+
+    The second number of each sum is below the first one's rounding, which is no more than that of the products.
+    """
+    first, targets = sums[:, 0], y_sum.shape[1]
+    width = first.shape[1]
+    zeros = jnp.zeros((len(first), width), first.dtype), jnp.zeros_like(y_sum)
+    x_sum, xy = first[:, :, width + targets], first[:, :, width : width + targets]
+    return Moments(count, *zeros, x_sum, y_sum, first[:, :, :width], xy, yy)
+
+
+def spread(folds: Moments, top: Int[Array, " k"]) -> tuple[Array, Array, Array]:
+    """(mean of x [D], sums of squares about it and about the shift [2, D], products of ``top`` about it [k, k])."""
+    m = total(folds)
+    x_off = m.x_sum / m.count
+    about_shift = jnp.diagonal(m.xx)
+    block = m.xx[top][:, top] - jnp.outer(m.x_sum[top], x_off[top])
+    return x_off, jnp.stack([about_shift - m.x_sum * x_off, about_shift]), block
+
+
 def k_fold(
-    folds: Moments,
-    everything: Moments,
-    alphas: Float[Array, " A"],
-    *,
-    dtype: str,
-    blocked: bool,
-    together: bool,
-    floor: float = 0.0,
+    folds: Moments, alphas: Float[Array, " A"], *, dtype: str, blocked: bool, together: bool, floor: float = 0.0
 ) -> Criterion:
     """k-fold mean squared errors in squared units of y, leading axis [A].
 
     Args:
-      folds: leading axis [J], about one shift; everything: their sum.
+      folds: leading axis [J], about one shift.
       dtype: of the factorisations.
       together: whether all folds are solved at once, which takes less time on an accelerator and more memory.
       floor: added to the diagonal of x'x, relative to it, where rounding left it indefinite.
     """
 
-    def one_fold(fold: Moments):
-        rest = combine(jnp.subtract, everything, fold)
+    def one_fold(fold: Moments, number: Int[Array, ""]):
+        # Added up anew: a difference would have the rounding of all rows, and of a row far from all others its size.
+        others = lambda leaf: reduce(jnp.add, (jnp.where(number == j, 0, part) for j, part in enumerate(leaf)))
+        rest = combine(others, folds)
         x_off, y_off = rest.x_sum / rest.count, rest.y_sum / rest.count
         normal = _normal(rest, floor)
         # The fold about the others' means.
@@ -74,23 +93,18 @@ def k_fold(
 
         return lax.map(one_alpha, alphas)
 
-    errors, doubt = jax.vmap(one_fold)(folds) if together else lax.map(one_fold, folds)
+    numbered = folds, jnp.arange(len(folds.count))
+    errors, doubt = jax.vmap(one_fold)(*numbered) if together else lax.map(lambda args: one_fold(*args), numbered)
     # jnp.max of NaN is NaN: a fold in doubt is not lost.
-    return Criterion(jnp.sum(errors, axis=0) / everything.count, jnp.max(doubt, axis=0), jnp.ones_like(alphas))
+    return Criterion(jnp.sum(errors, axis=0) / jnp.sum(folds.count), jnp.max(doubt, axis=0), jnp.ones_like(alphas))
 
 
 def generalised(
-    folds: Moments,
-    everything: Moments,
-    alphas: Float[Array, " A"],
-    *,
-    dtype: str,
-    blocked: bool,
-    together: bool,
-    floor: float = 0.0,
+    folds: Moments, alphas: Float[Array, " A"], *, dtype: str, blocked: bool, together: bool, floor: float = 0.0
 ) -> Criterion:
     """Generalised cross-validation of the fit on all rows; arguments and result as of `k_fold`."""
-    del folds, together
+    del together
+    everything = total(folds)
     normal, n = _normal(everything, floor), everything.count
     y_squares = everything.yy - everything.y_sum**2 / n
 
@@ -108,10 +122,10 @@ def generalised(
 
 
 def weights_at(
-    everything: Moments, alpha: Float[Array, ""], *, dtype: str, blocked: bool, floor: float = 0.0
+    folds: Moments, alpha: Float[Array, ""], *, dtype: str, blocked: bool, floor: float = 0.0
 ) -> tuple[Float[Array, "D C"], Float[Array, ""], Float[Array, ""]]:
     """(weights, condition, doubt) of the fit on all rows at one penalty."""
-    normal = _normal(everything, floor)
+    normal = _normal(total(folds), floor)
     root = _inverse(normal, alpha, dtype, blocked)
     weights, _, last = _solve(normal, alpha, lambda b: product(root.T, product(root, b)), root.dtype)
     condition = jnp.max(jnp.diagonal(normal.gram).astype(root.dtype) * jnp.sum(root**2, axis=0))

@@ -243,6 +243,36 @@ def solve_moments(
     return _leaves(solved, y_means, y_scales)
 
 
+def solve_sums(sums: solve.Sums, moments: Mapping[str, Moments], *, criterion: str = "k_fold") -> dict[str, np.ndarray]:
+    """``solve_moments`` from streamed sums on the devices that have them, in float32.
+
+    Args:
+      sums: of the states in the order of ``moments``, and others after them that do not count.
+      moments: as in ``solve_moments``; read for the targets, and where float32 does not suffice.
+    """
+    if not moments:
+        return {}
+    choice = solve.make_choice(None, False, criterion, None, "float32", "cholesky", None)
+    names = list(moments)
+    total = sums.count.sum()
+    variance = sums.yy.sum(0) / total - (sums.y_sum.sum(0) / total) ** 2
+    y_scale = np.sqrt(np.where(variance > 0, variance, 1.0))
+
+    def on_host(state: int) -> search.Solved:
+        if state >= len(names):
+            return search.Solved(*[np.zeros(1)] * len(search.Solved._fields))
+        solved = solve.solve_moments(_over_scale(moments[names[state]], y_scale), choice)
+        return solved._replace(repeated=np.full(1, -1))
+
+    solved = solve.solve_sums(sums, y_scale, choice, on_host)[: len(names)]
+    for name, one in zip(names, solved, strict=True):
+        search.check_finite([name], one)
+        search.warn_of_condition([name], one, "float32")
+    first = moments[names[0]]
+    y_mean = np.asarray(first.y_shift)[0] + sums.y_sum.sum(0) / total
+    return _leaves(solved, [y_mean] * len(names), [y_scale] * len(names))
+
+
 def _target_scale(name: str, m: Moments, criterion: str) -> tuple[np.ndarray, np.ndarray]:
     """(mean [C], deviation [C]) of the targets over all folds."""
     count = np.asarray(m.count, np.float64)

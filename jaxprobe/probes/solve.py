@@ -6,6 +6,7 @@ from rows: float32 Cholesky (cholesky.py). From moments everywhere: Cholesky (fo
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from jaxtyping import Array, Float
 from jaxprobe.probes import cholesky, eigen, folds
 from jaxprobe.probes.devices import layer_mesh, on_cpu, on_tpu, over_layers
 from jaxprobe.probes.groups import group_predictions, padded_groups, sort_groups
-from jaxprobe.probes.moments import Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
+from jaxprobe.probes.moments import ROTATED, Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
 from jaxprobe.probes.search import CONDITION_LIMIT, LEAST_OTHERS, Choice, Solved, search
 
 # Up to so many groups are each left out of x'x, in feature space; more are left out of the hat matrix.
 FEW_GROUPS = 32
+# Up to this width all folds are factored at once: each takes some ten matrices, and columns are one step for all.
+TOGETHER = 8192
 # How moments are factored: (dtype, floor). Float32 products may leave x'x indefinite by their rounding; the last gives
 # it that much, and the condition says that it was needed.
 ATTEMPTS = ("float32", 0.0), ("float64", 0.0), ("float64", 3e-7)
@@ -301,11 +304,11 @@ def solve_moments(m: Moments, choice: Choice) -> Solved:
         repeated = np.zeros(1, int)
 
         def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-            of_all = _compiled(criterion, *ATTEMPTS[0], together=False)(rotated, everything, alphas[0])
+            of_all = _compiled(criterion, *ATTEMPTS[0], together=False)(rotated, alphas[0])
             losses, doubt = np.array(of_all.losses), np.array(of_all.doubt)
             for attempt in ATTEMPTS[1:]:
                 for column in np.flatnonzero(~(doubt < 1)):
-                    again = _compiled(criterion, *attempt, together=False)(rotated, everything, alphas[0, column, None])
+                    again = _compiled(criterion, *attempt, together=False)(rotated, alphas[0, column, None])
                     losses[column], doubt[column] = np.asarray(again.losses)[0], np.asarray(again.doubt)[0]
                     repeated[0] += attempt == ATTEMPTS[1]
             return losses[None]
@@ -314,7 +317,7 @@ def solve_moments(m: Moments, choice: Choice) -> Solved:
         weights, condition = np.zeros((1, *m.xy.shape[1:])), np.zeros(1)
         for value in np.unique(alpha):
             for attempt in ATTEMPTS:
-                found, at, doubt = map(np.asarray, _compiled(folds.weights_at, *attempt)(everything, value))
+                found, at, doubt = map(np.asarray, _compiled(folds.weights_at, *attempt)(rotated, value))
                 if doubt < 1:
                     break
             chosen = alpha[0] == value
@@ -326,6 +329,111 @@ def solve_moments(m: Moments, choice: Choice) -> Solved:
 
 
 _total = jax.jit(folds.total)
+
+
+class Sums(NamedTuple):
+    """Streamed sums of L states on the devices of one process, which share them; see extract/sums.py."""
+
+    sums: Array  # [L, J, 2, D, columns], x shifted and rotated
+    shift: Array  # [L, D]
+    top: Array  # [L, k]
+    axes: Array  # [L, k, k]
+    count: np.ndarray  # [J]
+    y_sum: np.ndarray  # [J, C] about a shift near the mean
+    yy: np.ndarray  # [J, C]
+
+
+def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[int], Solved]) -> list[Solved]:
+    """Probes of each of the L states, in float32 where the sums are, each device one state after the other.
+
+    Args:
+      y_scale: [C] deviations of the targets.
+      on_host: solves a state, by its number, that float32 does not suffice for.
+    """
+    mesh = s.sums.sharding.mesh
+    each = len(s.sums) // mesh.size
+    width, criterion = s.sums.shape[3], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
+    targets = [np.asarray(leaf, np.float32) for leaf in (s.count, s.y_sum, s.yy)]
+    options = dict(dtype="float32", blocked=on_tpu(mesh))
+    shift, top, axes = (np.asarray(leaf) for leaf in (s.shift, s.top, s.axes))
+    turned = rotation(axes)
+    back = np.linalg.inv(turned)
+    solved: list[Solved | None] = [None] * len(s.sums)
+    for turn in range(each):
+        here = np.arange(mesh.size) * each + turn
+        run = lambda function, values, turn=turn, **static: jax.tree.map(
+            partial(np.array, dtype=np.float64),
+            over_sums(function, mesh, **static)(np.int32(turn), s.sums, *targets, values),
+        )
+        with jax.enable_x64(False):
+            x_off, squares, block = run(folds.spread, top[here])
+        of_top = np.einsum("lad,lab,lbd->ld", back[here], block, back[here])
+        np.put_along_axis(squares[:, 0], top[here], of_top, axis=1)
+        np.put_along_axis(
+            x_off, top[here], np.einsum("lk,lkd->ld", np.take_along_axis(x_off, top[here], 1), back[here]), 1
+        )
+        scale = [
+            np.median(one[0][one[0] > 1e-7 * one[1]]) if (one[0] > 1e-7 * one[1]).any() else 1.0 for one in squares
+        ]
+        spoilt = np.zeros(mesh.size, bool)
+
+        def errors(alphas: np.ndarray, wanted: np.ndarray, run=run, spoilt=spoilt) -> np.ndarray:
+            with jax.enable_x64(False):
+                found = run(criterion, alphas.astype(np.float32), together=width <= TOGETHER, **options)
+            spoilt |= wanted & ~(found.doubt < 1).all(axis=1)
+            return found.losses / y_scale**2
+
+        alpha, alphas, losses = search(errors, scale, choice._replace(alpha_per_target=False))
+        with jax.enable_x64(False):
+            weights, condition, doubt = run(folds.weights_at, alpha[:, 0].astype(np.float32), **options)
+        for i, state in enumerate(here):
+            if spoilt[i] or not doubt[i] < 1:
+                solved[state] = on_host(state)
+                continue
+            weights[i][top[state]] = turned[state] @ weights[i][top[state]]
+            one = weights[i] / y_scale, shift[state] + x_off[i], alpha[i], alphas[i], losses[i], condition[i]
+            wide = np.ones(1, bool)
+            solved[state] = _solved(choice, *(np.asarray(leaf)[None] for leaf in one), wide=wide)
+    return solved
+
+
+def _median_of_varying(squares: np.ndarray, about_shift: np.ndarray) -> float:
+    varying = squares[squares > 1e-7 * about_shift]  # what rounding leaves of a constant is less
+    return float(np.median(varying)) if len(varying) else 1.0
+
+
+@cache
+def over_sums(function: Callable, mesh: Mesh, **static) -> Callable:
+    """``function(moments [J], values)`` compiled for the state at one place of each device's; values lead by device."""
+
+    def one(turn, sums, count, y_sum, yy, values):
+        found = function(folds.of_sums(sums[turn], count, y_sum, yy), values[0], **static)
+        return jax.tree.map(lambda leaf: leaf[None], found)
+
+    specs = P(), P("layer"), P(), P(), P(), P("layer")
+    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=P("layer"), check_vma=False))
+
+
+def sums_programs(
+    mesh: Mesh, layers: int, segments: int, width: int, columns: int, targets: int, penalties: int
+) -> dict[str, tuple]:
+    """The programs of `solve_sums` for k-fold: name -> (compiled function, its arguments, shapes).
+
+    ``layers`` of all devices; each runs once for each of a device's states. Call under ``jax.enable_x64(False)``.
+    """
+    of_layers, everywhere = (NamedSharding(mesh, spec) for spec in (P("layer"), P()))
+    shaped = lambda sharding, *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    sums = shaped(of_layers, layers, segments, 2, width, columns)
+    of_y = shaped(everywhere, segments, targets)
+    first = shaped(everywhere, dtype="int32"), sums, shaped(everywhere, segments), of_y, of_y
+    options = dict(dtype="float32", blocked=on_tpu(mesh))
+    values = lambda *shape, dtype="float32": shaped(of_layers, mesh.size, *shape, dtype=dtype)
+    k_fold = over_sums(folds.k_fold, mesh, together=width <= TOGETHER, **options)
+    return {
+        "spread": (over_sums(folds.spread, mesh), *first, values(min(ROTATED, width), dtype="int32")),
+        "five folds": (k_fold, *first, values(penalties)),
+        "weights": (over_sums(folds.weights_at, mesh, **options), *first, values()),
+    }
 
 
 @cache

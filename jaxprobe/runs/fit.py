@@ -24,7 +24,7 @@ from jaxprobe.probes.folds import total
 from jaxprobe.probes.lengths import length_notes, row_lengths
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
 from jaxprobe.probes.moments import Moments, centre
-from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_moments, solve_states, to_fit
+from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_moments, solve_states, solve_sums, to_fit
 from jaxprobe.runs.fit_classes import ClassProbes, fit_class_probes
 
 FOLDS = 5
@@ -327,7 +327,11 @@ def stream_probes(
     with progress.task("fit", len(stream.states), "states") as advance:
         here = np.array([stream.states.index(state) for state in stream.states_here], np.int64)
         join = functools.partial(gather_rows, rows=here)
-        solved = join(solve_moments(_StateMoments(stream, advance), criterion="k_fold"))
+        moments = _StateMoments(stream, advance)
+        if jax.local_devices()[0].platform == "cpu":  # float64 costs little there
+            solved = join(solve_moments(moments, criterion="k_fold"))
+        else:
+            solved = join(solve_sums(stream.on_devices(), moments))
         fit = to_fit(solved, stream.states, "float64")
         r2 = join({"r2": _training_r2(fit.weights[here], _StateMoments(stream, lambda count: None))})["r2"]
         none = np.full(r2.shape, np.nan)

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprobe.extract.sums import MomentStream, _pick, moments_size, wave_size
 from jaxprobe.probes.moments import Moments
-from jaxprobe.probes.ridge import fit_moments, predict_layer
+from jaxprobe.probes.ridge import fit_moments, predict_layer, solve_sums, to_fit
+from jaxprobe.probes.solve import sums_programs
 from tests.probes.hard_states import RELATIVE, Truth, make_states
 
 # The rounding of float32 products (6e-8), summed over a shard's rows, relative to the two columns' lengths.
@@ -206,3 +207,29 @@ def test_sums_that_float32_spoilt_are_named():
     stream = stream_of(x, rng.normal(size=(800, 1)), [np.arange(800)], {"a": np.arange(400), "b": np.arange(400, 800)})
     with pytest.warns(UserWarning, match="State '0' has condition .*float32"):
         fit_moments({"0": Moments(**stream.moments("0"))}, [1e-6], criterion="k_fold")
+
+
+@pytest.mark.parametrize("criterion", ["k_fold", "generalised"])
+def test_probes_from_sums_where_they_are_equal_those_from_float64(criterion):
+    """What accelerators do, on eight devices: float32 throughout, massive dimensions that move together and all."""
+    d, n = 160, 400
+    x, y = zip(*(make_states("massive", n, d, seed) for seed in range(3)), strict=True)
+    x, y = np.stack(x), y[0]
+    order = np.random.default_rng(0).permutation(n)
+    folds = {str(i): np.sort(part) for i, part in enumerate(np.array_split(order, 5))}
+    stream = stream_of(x, y, np.array_split(np.arange(n), 2), folds, jax.devices()[:2])  # one state fills up
+    moments = {state: Moments(**stream.moments(state)) for state in stream.states}
+    exact = fit_moments(moments, criterion=criterion)
+    fit = to_fit(solve_sums(stream.on_devices(), moments, criterion=criterion), stream.states)
+    assert not fit.notes
+    np.testing.assert_allclose(fit.alpha, exact.alpha, rtol=1e-5)
+    np.testing.assert_allclose(fit.loo_mse, exact.loo_mse, rtol=1e-3)
+    np.testing.assert_allclose(np.nanmin(fit.loo_mse, axis=1), np.nanmin(exact.loo_mse, axis=1), rtol=1e-5)
+    for layer, state in enumerate(x):
+        found, expected = predict_layer(fit, layer, state), predict_layer(exact, layer, state)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * y.std(0).max())
+    with jax.enable_x64(False):
+        mesh = stream.on_devices().sums.sharding.mesh
+        for compiled, *arguments in sums_programs(mesh, 4, 5, d, stream.on_devices().sums.shape[-1], 2, 12).values():
+            text = compiled.lower(*arguments).as_text()
+            assert "f32" in text and "f64" not in text and "eigh" not in text
