@@ -367,14 +367,10 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
         )
         with jax.enable_x64(False):
             x_off, squares, block = run(folds.spread, top[here])
+        mean_of_top = np.einsum("lk,lkd->ld", np.take_along_axis(x_off, top[here], axis=1), back[here])
+        np.put_along_axis(x_off, top[here], mean_of_top, axis=1)
         of_top = np.einsum("lad,lab,lbd->ld", back[here], block, back[here])
-        np.put_along_axis(squares[:, 0], top[here], of_top, axis=1)
-        np.put_along_axis(
-            x_off, top[here], np.einsum("lk,lkd->ld", np.take_along_axis(x_off, top[here], 1), back[here]), 1
-        )
-        scale = [
-            np.median(one[0][one[0] > 1e-7 * one[1]]) if (one[0] > 1e-7 * one[1]).any() else 1.0 for one in squares
-        ]
+        scale = [_scale(*one) for one in zip(squares, top[here], of_top, strict=True)]
         spoilt = np.zeros(mesh.size, bool)
 
         def errors(alphas: np.ndarray, wanted: np.ndarray, run=run, spoilt=spoilt) -> np.ndarray:
@@ -397,9 +393,14 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
     return solved
 
 
-def _median_of_varying(squares: np.ndarray, about_shift: np.ndarray) -> float:
-    varying = squares[squares > 1e-7 * about_shift]  # what rounding leaves of a constant is less
-    return float(np.median(varying)) if len(varying) else 1.0
+def _scale(squares: np.ndarray, top: np.ndarray, of_top: np.ndarray) -> float:
+    """Median sum of squares of the dimensions that vary; of the largest, float32 may not have left the digits."""
+    varies = squares[0] > 1e-7 * squares[1]  # what rounding leaves of a constant is less
+    varies[top] = of_top > 0
+    found = squares[0].copy()
+    found[top] = 0
+    found[top] = np.maximum(of_top, found.max())
+    return float(np.median(found[varies])) if varies.any() else 1.0
 
 
 @cache
