@@ -369,8 +369,7 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
             x_off, squares, block = run(folds.spread, top[here])
         mean_of_top = np.einsum("lk,lkd->ld", np.take_along_axis(x_off, top[here], axis=1), back[here])
         np.put_along_axis(x_off, top[here], mean_of_top, axis=1)
-        of_top = np.einsum("lad,lab,lbd->ld", back[here], block, back[here])
-        scale = [_scale(*one) for one in zip(squares, top[here], of_top, strict=True)]
+        scale = [_scale(*one) for one in zip(squares, top[here], block, back[here], strict=True)]
         spoilt = np.zeros(mesh.size, bool)
 
         def errors(alphas: np.ndarray, wanted: np.ndarray, run=run, spoilt=spoilt) -> np.ndarray:
@@ -393,13 +392,16 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
     return solved
 
 
-def _scale(squares: np.ndarray, top: np.ndarray, of_top: np.ndarray) -> float:
-    """Median sum of squares of the dimensions that vary; of the largest, float32 may not have left the digits."""
+def _scale(squares: np.ndarray, top: np.ndarray, block: np.ndarray, back: np.ndarray) -> float:
+    """Median sum of squares of the dimensions that vary, of ``top`` by their products [k, k] along other axes."""
     varies = squares[0] > 1e-7 * squares[1]  # what rounding leaves of a constant is less
-    varies[top] = of_top > 0
     found = squares[0].copy()
-    found[top] = 0
-    found[top] = np.maximum(of_top, found.max())
+    of_top = np.einsum("ad,ab,bd->d", back, block, back)
+    # What a dimension's parts along the axes come to before they cancel: where float32 leaves that no digits, all that
+    # is known is that it was among the largest.
+    rounding = 1e-6 * (np.sqrt(np.maximum(np.diagonal(block), 0)) @ abs(back)) ** 2
+    found[top], varies[top] = 0, of_top > 0
+    found[top] = np.where(rounding < 1e-3 * of_top, of_top, np.maximum(of_top, found.max()))
     return float(np.median(found[varies])) if varies.any() else 1.0
 
 
