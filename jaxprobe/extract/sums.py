@@ -158,7 +158,8 @@ class MomentStream:
         if self._pilot is None:
             raise ValueError("no shard was added")
         pieces = sorted(self._sums.addressable_shards, key=lambda piece: piece.index[0].indices(self._layers)[0])
-        sharding = NamedSharding(layers_on([piece.device for piece in pieces], 1)[0], P("layer"))
+        mesh, _ = layers_on([piece.device for piece in pieces], len(self.states))
+        sharding = NamedSharding(mesh, P("layer"))
 
         def here(array: Array) -> Array:
             of = {piece.device: piece.data for piece in array.addressable_shards}
@@ -167,7 +168,8 @@ class MomentStream:
             return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
         y = self._y.moments()
-        return Sums(here(self._sums), *map(here, self._pilot), y["count"], y["y_sum"], y["yy"])
+        sums, pilot = here(self._sums), map(here, self._pilot)
+        return Sums(mesh, sums, *pilot, y["count"], y["y_shift"][0], y["y_sum"], y["yy"])
 
     def _find_pilot(self, x: Array, rows: int) -> "Pilot":
         """From the first shard, of which ``rows`` rows are no filling; each process decomposes for its own devices."""

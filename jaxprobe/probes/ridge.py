@@ -248,7 +248,7 @@ def solve_sums(sums: solve.Sums, moments: Mapping[str, Moments], *, criterion: s
 
     Args:
       sums: of the states in the order of ``moments``, and others after them that do not count.
-      moments: as in ``solve_moments``; read for the targets, and where float32 does not suffice.
+      moments: as in ``solve_moments``; read where float32 does not suffice.
     """
     if not moments:
         return {}
@@ -268,8 +268,7 @@ def solve_sums(sums: solve.Sums, moments: Mapping[str, Moments], *, criterion: s
     for name, one in zip(names, solved, strict=True):
         search.check_finite([name], one)
         search.warn_of_condition([name], one, "float32")
-    first = moments[names[0]]
-    y_mean = np.asarray(first.y_shift)[0] + sums.y_sum.sum(0) / total
+    y_mean = sums.y_shift + sums.y_sum.sum(0) / total
     return _leaves(solved, [y_mean] * len(names), [y_scale] * len(names))
 
 

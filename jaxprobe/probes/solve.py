@@ -334,12 +334,14 @@ _total = jax.jit(folds.total)
 class Sums(NamedTuple):
     """Streamed sums of L states on the devices of one process, which share them; see extract/sums.py."""
 
+    mesh: Mesh  # of these devices
     sums: Array  # [L, J, 2, D, columns], x shifted and rotated
     shift: Array  # [L, D]
     top: Array  # [L, k]
     axes: Array  # [L, k, k]
     count: np.ndarray  # [J]
-    y_sum: np.ndarray  # [J, C] about a shift near the mean
+    y_shift: np.ndarray  # [C] near the mean
+    y_sum: np.ndarray  # [J, C] about it
     yy: np.ndarray  # [J, C]
 
 
@@ -350,7 +352,7 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
       y_scale: [C] deviations of the targets.
       on_host: solves a state, by its number, that float32 does not suffice for.
     """
-    mesh = s.sums.sharding.mesh
+    mesh = s.mesh
     each = len(s.sums) // mesh.size
     width, criterion = s.sums.shape[3], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
     targets = [np.asarray(leaf, np.float32) for leaf in (s.count, s.y_sum, s.yy)]

@@ -327,13 +327,14 @@ def stream_probes(
     with progress.task("fit", len(stream.states), "states") as advance:
         here = np.array([stream.states.index(state) for state in stream.states_here], np.int64)
         join = functools.partial(gather_rows, rows=here)
-        moments = _StateMoments(stream, advance)
+        unseen = _StateMoments(stream, lambda count: None)
         if jax.local_devices()[0].platform == "cpu":  # float64 costs little there
-            solved = join(solve_moments(moments, criterion="k_fold"))
+            solved = join(solve_moments(_StateMoments(stream, advance), criterion="k_fold"))
         else:
-            solved = join(solve_sums(stream.on_devices(), moments))
+            solved = join(solve_sums(stream.on_devices(), unseen))
+            advance(len(here))
         fit = to_fit(solved, stream.states, "float64")
-        r2 = join({"r2": _training_r2(fit.weights[here], _StateMoments(stream, lambda count: None))})["r2"]
+        r2 = join({"r2": _training_r2(fit.weights[here], unseen)})["r2"]
         none = np.full(r2.shape, np.nan)
     del stream  # its memory is free while the test rows run
     predictions, lengths = _predict(fit, stream_states(language_model, test, "predict", progress), table)

@@ -245,7 +245,7 @@ def test_probes_from_sums_where_they_are_equal_those_from_float64(criterion):
         found, expected = predict_layer(fit, layer, state), predict_layer(exact, layer, state)
         np.testing.assert_allclose(found, expected, atol=1e-4 * y.std(0).max())
     with jax.enable_x64(False):
-        mesh = stream.on_devices().sums.sharding.mesh
+        mesh = stream.on_devices().mesh
         for compiled, *arguments in sums_programs(mesh, 4, 5, d, stream.on_devices().sums.shape[-1], 2, 12).values():
             text = compiled.lower(*arguments).as_text()
             assert "f32" in text and "f64" not in text and "eigh" not in text
