@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxprobe.probes import cholesky, eigen, folds
-from jaxprobe.probes.devices import layer_mesh, on_cpu, on_tpu, over_layers
+from jaxprobe.probes.devices import at_once, layer_mesh, on_cpu, on_tpu, over_layers
 from jaxprobe.probes.groups import group_predictions, padded_groups, sort_groups
 from jaxprobe.probes.moments import ROTATED, Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
 from jaxprobe.probes.search import CONDITION_LIMIT, LEAST_OTHERS, Choice, Solved, search
@@ -357,6 +357,7 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
     width, criterion = s.sums.shape[3], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
     targets = [np.asarray(leaf, np.float32) for leaf in (s.count, s.y_sum, s.yy)]
     options = dict(dtype="float32", blocked=on_tpu(mesh))
+    together = at_once(mesh) and width <= TOGETHER
     shift, top, axes = (np.asarray(leaf) for leaf in (s.shift, s.top, s.axes))
     turned = rotation(axes)
     back = np.linalg.inv(turned)
@@ -376,7 +377,7 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
 
         def errors(alphas: np.ndarray, wanted: np.ndarray, run=run, spoilt=spoilt) -> np.ndarray:
             with jax.enable_x64(False):
-                found = run(criterion, alphas.astype(np.float32), together=width <= TOGETHER, **options)
+                found = run(criterion, alphas.astype(np.float32), together=together, **options)
             spoilt |= wanted & ~(found.doubt < 1).all(axis=1)
             return found.losses / y_scale**2
 
@@ -433,7 +434,7 @@ def sums_programs(
     first = shaped(everywhere, dtype="int32"), sums, shaped(everywhere, segments), of_y, of_y
     options = dict(dtype="float32", blocked=on_tpu(mesh))
     values = lambda *shape, dtype="float32": shaped(of_layers, mesh.size, *shape, dtype=dtype)
-    k_fold = over_sums(folds.k_fold, mesh, together=width <= TOGETHER, **options)
+    k_fold = over_sums(folds.k_fold, mesh, together=at_once(mesh) and width <= TOGETHER, **options)
     return {
         "spread": (over_sums(folds.spread, mesh), *first, values(min(ROTATED, width), dtype="int32")),
         "five folds": (k_fold, *first, values(penalties)),
