@@ -19,6 +19,7 @@ from jaxprobe.models.families.known import parameters
 from jaxprobe.models.placement import parameter_bytes
 from jaxprobe.probes.cholesky import in_feature_space
 from jaxprobe.probes.moments import ROTATED
+from jaxprobe.probes.solve import TOGETHER
 
 # A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
 SHARE_OF_PRODUCT = 0.75
@@ -232,3 +233,11 @@ def count_fit(rows: int, width: int, targets: int, penalties: int, platform: str
     times = {"whitening": WHITENED}
     operations = sum(times.get(name, 1) * fit.operations for name, fit in each.items())
     return Fit(operations, sum(times.get(name, 1) * fit.columns for name, fit in each.items()))
+
+
+def count_fit_of_sums(width: int, folds: int, penalties: int, platform: str) -> Fit:
+    """One state's probe from sums by `probes.solve.sums_programs`: a factor a fold and penalty, one for the weights."""
+    root = ROOT_OPERATIONS[platform] * width**3
+    factor = root if platform == "tpu" else width**3 / 3  # where there is a triangular solver no inverse is made
+    turns = penalties * (1 if width <= TOGETHER else folds)
+    return Fit(folds * penalties * factor + root, width * (turns + 1))

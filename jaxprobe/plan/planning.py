@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from jaxprobe.cost.chips import Machine, parse_topology
-from jaxprobe.cost.counts import Program, Step, count_fit, count_step, count_sums, forward_steps
+from jaxprobe.cost.counts import Program, Step, count_fit, count_fit_of_sums, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
 from jaxprobe.data.chat import wrap_in_chat
 from jaxprobe.data.prompt import find_prompt
@@ -50,8 +50,6 @@ STORE_BYTES = 1e9  # a second and host, to shared storage or a disk
 READINGS = 2  # of each stored state: to fit its probe, and to score it
 # A factorisation goes column by column, each of which waits for the one before; states and folds of a batch share it.
 COLUMN_SECONDS = 2e-6
-# A float32 Cholesky factorisation on a host, times D^3: 0.34 s at D = 2048, measured on two busy cores.
-HOST_FACTOR_SECONDS = 4e-11
 _NOT_ITS_OWN = "the demo model (this model's own is not at hand; --tokenizer can name it)"
 
 
@@ -284,8 +282,10 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
 
 
 def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
-    """The forward, a step of the sums for each shard, and the fits on the hosts, one of a process's after the other."""
-    sums = len(job.layout.shards) * _seconds(moments, job.machine, "float32")
-    each = (FOLDS * len(RELATIVE_ALPHAS) + 1) * HOST_FACTOR_SECONDS * job.config.width**3
-    parts = {"forward": forward_s, "sums": sums, "ridge": -(-len(job.states) // job.machine.processes) * each}
+    """The forward, a step of the sums for each shard, and the fits, one of a chip's states after the other."""
+    machine, sums = job.machine, len(job.layout.shards) * _seconds(moments, job.machine, "float32")
+    one = count_fit_of_sums(job.config.width, FOLDS, len(RELATIVE_ALPHAS), machine.chip.platform)
+    each = -(-len(job.states) // machine.count)
+    fit = each * one.operations / (UTILISATION * machine.chip.float32 * 1e12)
+    parts = {"forward": forward_s, "sums": sums, "ridge": fit, "its columns": each * one.columns * COLUMN_SECONDS}
     return parts | {"total": sum(parts.values())}

@@ -9,7 +9,7 @@ from jaxprobe.cost.counts import WHITENED, Program
 from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.host.progress import in_words
 from jaxprobe.mesh import mesh_text
-from jaxprobe.plan.planning import COLUMN_SECONDS, HOST_FACTOR_SECONDS, READINGS, STORE_BYTES, UTILISATION, RunPlan
+from jaxprobe.plan.planning import COLUMN_SECONDS, READINGS, STORE_BYTES, UTILISATION, RunPlan
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 
@@ -67,7 +67,7 @@ def conclusions(plan: RunPlan) -> list[str]:
         )
     lines.append(
         f"A run's peak has the results of {STEPS_IN_FLIGHT + 1} steps at once; with --no-store also the sums, and "
-        f"{plan.fit_streamed / 1e9:.2f} GB of each process's memory, not the chip's, for the fit of a state."
+        f"{plan.fit_streamed / 1e9:.2f} GB of each process's memory, not the chip's, where a fit needs float64."
     )
     lines += [f"The compiler: {text}" for text in plan.refused]
     return [*lines, "Assumed, not measured on this machine:", *(f"- {line}" for line in assumptions(plan))]
@@ -93,8 +93,8 @@ def assumptions(plan: RunPlan) -> list[str]:
         f"{STORE_BYTES / 1e9:.0f} GB/s a host ({plan.machine.hosts} here).",
         f"Factorisations on chips go column by column, {COLUMN_SECONDS:.0e} s each (a guess), for all states "
         f"or folds of a batch; {WHITENED} of {len(RELATIVE_ALPHAS)} penalties are whitened.",
-        "Probes from sums (--no-store) are fitted on the hosts, one state a process at a time: "
-        f"{HOST_FACTOR_SECONDS:.0e} s x width^3 for each fold and penalty (measured on two cores).",
+        "States whose penalties float32 does not suffice for are solved again in float64 on the hosts (likely below "
+        "1.2 training rows a dimension with --no-store): that comes on top.",
         *(
             [f"JAX takes {GPU_POOL:.0%} of a GPU's memory; the variable XLA_CLIENT_MEM_FRACTION names another part."]
             if chip.platform == "gpu"

@@ -13,6 +13,7 @@ from jaxprobe.cost.counts import (
     WHITENED,
     Step,
     count_fit,
+    count_fit_of_sums,
     count_ridge,
     count_step,
     forward_operations,
@@ -104,6 +105,19 @@ def test_ridge_counts_are_those_of_the_traced_programs(rows):
     once = {name: fit.operations for name, fit in counted.items()}
     whitened = once.pop("whitening", 0) * WHITENED
     assert count_fit(rows, width, targets, penalties, "gpu").operations == sum(once.values()) + whitened
+
+
+def test_fits_from_sums_are_factors_alone():
+    """Where there is a triangular solver: no product of matrices, but a factor for each fold and penalty."""
+    mesh, width, folds, penalties = layer_mesh(jax.devices()[:1]), 1024, 5, 12
+    with jax.enable_x64(False):
+        programs = solve.sums_programs(mesh, 1, folds, width, width + 3, 2, penalties)
+        function, *arguments = programs["five folds"]
+        traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    counted = count_fit_of_sums(width, folds, penalties, "gpu")
+    factors = folds * penalties * width**3 / 3
+    assert counted.operations == pytest.approx(factors, rel=0.1) and counted.columns == 13 * width
+    assert products(traced) < 0.1 * factors
 
 
 # ---- Against XLA's own count -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from jaxprobe.mesh import make_mesh, mesh_text
 from jaxprobe.models.published import find_published
 from jaxprobe.plan import planning, topologies, words
 from jaxprobe.plan.hlo import KINDS
-from jaxprobe.plan.planning import COLUMN_SECONDS, HOST_FACTOR_SECONDS, READINGS
+from jaxprobe.plan.planning import COLUMN_SECONDS, READINGS
 from jaxprobe.plan.programs import forward_program
 from jaxprobe.runs.fit import FOLDS, fit_probes
 from jaxprobe.settings import RunSettings
@@ -65,7 +65,9 @@ def test_times_follow_from_operations_and_bytes(gpus):
         max(gpus.stored["forward"], gpus.stored["writing"])
         + sum(gpus.stored[part] for part in ("reading", "ridge", "its columns"))
     )
-    assert gpus.streamed["total"] == pytest.approx(sum(gpus.streamed[part] for part in ("forward", "sums", "ridge")))
+    assert gpus.streamed["total"] == pytest.approx(
+        sum(gpus.streamed[part] for part in ("forward", "sums", "ridge", "its columns"))
+    )
 
 
 def test_a_run_reads_each_stored_state_as_often_as_a_plan_says():
@@ -90,8 +92,10 @@ def test_fits_follow_from_operations_and_columns(gpus):
     assert gpus.stored["ridge"] == pytest.approx(5 * one.operations / (0.5 * 67e12))
     batches = gpus.stored["its columns"] / (one.columns * COLUMN_SECONDS)
     assert one.columns == 13 * rows and batches.is_integer() and 1 <= batches <= 5
-    # From sums a factor for each fold and penalty, and one for the weights.
-    assert gpus.streamed["ridge"] == pytest.approx(5 * 61 * HOST_FACTOR_SECONDS * 4096**3)
+    # From sums a factor for each fold and penalty, and an inverse for the weights; one state after the other.
+    factors = 5 * (60 / 3 + 4 / 3) * 4096**3
+    assert gpus.streamed["ridge"] == pytest.approx(factors / (0.5 * 67e12))
+    assert gpus.streamed["its columns"] == pytest.approx(5 * 13 * 4096 * COLUMN_SECONDS)
 
 
 def test_a_gpu_has_room_for_the_sums_in_what_jax_takes():
