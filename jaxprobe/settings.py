@@ -20,6 +20,8 @@ from jaxprobe.host.paths import AnyPath, absolute, as_path, is_address
 # Marks a setting that is no part of a run's key, for it may differ between two starts of one run: where things lie
 # (their content is in the key), what it runs on, and what it shows.
 FREE = "not in the key"
+# Which of an entity's tokens are read.
+Position = Literal["last", "first", "mean", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class RunSettings:
     """A named prompt of the table, or text with {} for the name: "Where is {}"."""
     chat: bool = False
     """Put the prompt, as what a user says, into the tokenizer's own chat template."""
-    position: Literal["last", "first", "mean", "all"] = "last"
+    position: Position = "last"
     """Which of a name's tokens is read: the last, the first, or their mean. (all: in Python, by extract_states.)"""
     text: str | None = None
     """Column of the names, or a template over columns: "{creator}'s {title}"."""

@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxprobe.data.columns import in_rows
 from jaxprobe.data.prompt import EMPTY, Prompt, find_prompt
 from jaxprobe.errors import InputError
+from jaxprobe.settings import Position
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedTokenizerFast
 
 # Rows that are tokenised at a time: bounds the memory of the offsets (Python tuples), and is enough to fill all cores.
 CHUNK_ROWS = 16_384
-
-Position = Literal["last", "first", "mean", "all"]
 
 
 class Tokens(NamedTuple):

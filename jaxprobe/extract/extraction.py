@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxprobe.data.chat import wrap_in_chat
 from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.table import EntityTable
-from jaxprobe.data.tokens import Position, Tokens, tokenize
+from jaxprobe.data.tokens import Tokens, tokenize
 from jaxprobe.errors import InputError
 from jaxprobe.extract.forward import (
     ShardStates,
@@ -29,6 +29,7 @@ from jaxprobe.extract.trie import SLOTS, Plan, batch_shapes, plan_bins, with_one
 from jaxprobe.host.progress import Progress, default_reporter
 from jaxprobe.models.files.digest import weights_digest
 from jaxprobe.models.load import DTYPES, LanguageModel, ModelFiles
+from jaxprobe.settings import Position
 from jaxprobe.sites import choose_sites
 
 

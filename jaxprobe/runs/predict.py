@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from jaxprobe.data.sphere import places_of
-from jaxprobe.data.tokens import Position
 from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import TokenStates, extract_states
 from jaxprobe.host.paths import AnyPath
@@ -17,7 +16,7 @@ from jaxprobe.probes.labels import ClassFit, class_scores
 from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.probes.ridge import RidgeFit, predict_layer
 from jaxprobe.results.results import Run
-from jaxprobe.settings import is_utf8
+from jaxprobe.settings import Position, is_utf8
 
 LEVEL = 0.9
 
