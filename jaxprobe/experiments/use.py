@@ -265,8 +265,14 @@ def _compete(
 
 def _standard(table: EntityTable) -> np.ndarray:
     """[N, T] targets in standard deviations of the training rows, about their mean."""
+    mean, scale = _spread(table)
+    return (table.targets - mean) / scale
+
+
+def _spread(table: EntityTable) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [T], standard deviation [T], 1 where there is none) of the training rows' targets."""
     train = table.targets[~table.is_test]
-    return (table.targets - train.mean(0)) / np.where(train.std(0) > 0, train.std(0), 1)
+    return train.mean(0), np.where(train.std(0) > 0, train.std(0), 1)
 
 
 def _groups_of(table: EntityTable, question: Question, right: np.ndarray) -> np.ndarray:
@@ -453,13 +459,12 @@ def _spelled(table: EntityTable, seed: int) -> np.ndarray:
 
 def _sphere(values: np.ndarray, table: EntityTable) -> np.ndarray:
     """Standardised targets [N, T] in coordinates whose distance has a meaning: of places, points on the unit sphere."""
-    train = ~table.is_test
-    mean, scale = table.targets[train].mean(0), table.targets[train].std(0)
+    mean, scale = _spread(table)
     return unit_vectors(*(values * scale + mean).T) if table.is_place else values
 
 
 def _some_training_rows(table: EntityTable, seed: int) -> np.ndarray:
-    """Table rows, as many as a kernel has."""
+    """PROBE_ROWS of the table's, or all."""
     train = np.flatnonzero(~table.is_test)
     return train[np.random.default_rng(seed).permutation(len(train))[:PROBE_ROWS]]
 
@@ -515,8 +520,7 @@ def _training_rows(
     model: LanguageModel, run: Run, question: Question, layers: Sequence[int]
 ) -> tuple[Continuations, np.ndarray]:
     """A sample of training rows, ready to be edited, and their targets [N, T], in deviations."""
-    train = np.flatnonzero(~run.table.is_test)
-    rows = np.sort(np.random.default_rng(run.settings.seed).permutation(train)[:PROBE_ROWS])
+    rows = np.sort(_some_training_rows(run.table, run.settings.seed))
     targets = run.table.targets[rows]
     texts = [run.table.texts[row] for row in rows]
     engine = read_continuations(model, texts, question.template, [" "], [layer for layer in layers if layer >= 0])
@@ -666,9 +670,11 @@ def _tabulate(
             "random subspaces": part["subspaces"],
             "random differences": np.take_along_axis(part["differences"], pick, 1),
         }
-        counted[layer] = _to_chance(change["leace"], clean, asked).mean()
-        draws[layer] = {control: _to_chance(values, clean, asked).mean(0) for control, values in every.items()}
-        for control, values in ((control, values.mean(0)) for control, values in every.items()):
+        to_chance = lambda changes, clean=clean: _to_chance(changes, clean, asked).mean(0)
+        [counted[layer]] = to_chance(change["leace"][:, None])
+        draws[layer] = {control: to_chance(changes) for control, changes in every.items()}
+        for control, changes in every.items():
+            values = changes.mean(0)
             low, high = np.quantile(values, (0.025, 0.975))
             p = p_value(counted[layer], draws[layer][control])
             frame.add(
@@ -718,13 +724,13 @@ def _tabulate(
 
 
 def _to_chance(change: np.ndarray, clean: np.ndarray, asked: _Asked) -> np.ndarray:
-    """Changes [E] or [E, M] of the right answer's log-probability, each counted down to that of chance at most.
+    """Changes [E, M] of the right answer's log-probability, each counted down to that of chance at most.
 
     An eraser that is right takes an answer to chance and no further. One at random leaves most answers as they are and
     turns some into their contrary, at several nats each: in a plain mean these few would outweigh it.
     """
     lowest = np.minimum(-np.log(len(asked.names)) - clean, 0)
-    return np.maximum(change, lowest if change.ndim == 1 else lowest[:, None])
+    return np.maximum(change, lowest[:, None])
 
 
 def _expected(odds: np.ndarray, asked: _Asked) -> np.ndarray:
