@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from jaxprobe.cost.chips import Machine, parse_topology
-from jaxprobe.cost.counts import Program, Step, count_fit, count_fit_of_sums, count_step, count_sums, forward_steps
+from jaxprobe.cost.counts import Fit, Program, Step, count_fit, count_fit_of_sums, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
 from jaxprobe.data.chat import wrap_in_chat
 from jaxprobe.data.prompt import find_prompt
@@ -273,19 +273,21 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
     machine, width, rows, states = job.machine, job.config.width, job.training_rows, len(job.states)
     moved = len(job.table) * states * width * job.itemsize / (STORE_BYTES * machine.hosts)
     one = count_fit(rows, width, job.targets, len(RELATIVE_ALPHAS), machine.chip.platform)
-    each = -(-states // machine.count)  # of a chip, so many at a time
-    batches = -(-each // accelerator_batch((rows, width), job.itemsize, states, machine.count))
-    fit = each * one.operations / (UTILISATION * machine.chip.float32 * 1e12)
-    latency = batches * one.columns * COLUMN_SECONDS
-    parts = {"forward": forward_s, "writing": moved, "reading": READINGS * moved, "ridge": fit, "its columns": latency}
-    return parts | {"total": max(forward_s, moved) + parts["reading"] + fit + latency}
+    fit = _fit_seconds(job, one, accelerator_batch((rows, width), job.itemsize, states, machine.count))
+    parts = {"forward": forward_s, "writing": moved, "reading": READINGS * moved} | fit
+    return parts | {"total": max(forward_s, moved) + parts["reading"] + sum(fit.values())}
 
 
 def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
     """The forward, a step of the sums for each shard, and the fits, one of a chip's states after the other."""
     machine, sums = job.machine, len(job.layout.shards) * _seconds(moments, job.machine, "float32")
     one = count_fit_of_sums(job.config.width, FOLDS, len(RELATIVE_ALPHAS), machine.chip.platform)
-    each = -(-len(job.states) // machine.count)
-    fit = each * one.operations / (UTILISATION * machine.chip.float32 * 1e12)
-    parts = {"forward": forward_s, "sums": sums, "ridge": fit, "its columns": each * one.columns * COLUMN_SECONDS}
+    parts = {"forward": forward_s, "sums": sums} | _fit_seconds(job, one, 1)
     return parts | {"total": sum(parts.values())}
+
+
+def _fit_seconds(job: _Job, one: Fit, batch: int) -> dict[str, float]:
+    """A chip's states, each of which takes ``one``, and ``batch`` of which go through their columns together."""
+    each = -(-len(job.states) // job.machine.count)
+    products = each * one.operations / (UTILISATION * job.machine.chip.float32 * 1e12)
+    return {"ridge": products, "its columns": -(-each // batch) * one.columns * COLUMN_SECONDS}
