@@ -132,9 +132,14 @@ def legend_below(figure: Figure, handles: Sequence[Line2D], title: str) -> float
     return box.height / figure.dpi
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many letters, the last a dot of three where some are left out."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def legend_label(name: str, most: int = 40) -> str:
     """A name from data as a legend's label: not empty, not too long, and not hidden, as names with "_" first are."""
-    name = name if len(name) <= most else name[: most - 1] + "…"
+    name = shortened(name, most)
     return f" {name}" if name.startswith("_") else name or "(none)"
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxprobe.host.paths import AnyPath
-from jaxprobe.report.canvas import FAINT, INK, MUTED, area, house_style, save, write_footer, write_title
+from jaxprobe.report.canvas import FAINT, INK, MUTED, area, house_style, save, shortened, write_footer, write_title
 from jaxprobe.report.phrases import count, layer_title
 from jaxprobe.results.results import Run
 
@@ -92,7 +92,7 @@ def confusion_figure(results: Run) -> Figure:
     """The confusion matrix: each square the share of a true class's test rows that were given a class."""
     matrix = confusion(results)
     shares = (matrix.T / matrix.sum(axis=1).clip(lower=1)).T.to_numpy(np.float64)
-    names = [str(name) if len(str(name)) <= 24 else str(name)[:23] + "…" for name in matrix.index]
+    names = [shortened(str(name), 24) for name in matrix.index]
     left = 0.75 + 0.07 * max(map(len, names))
     bottom = 0.75 + 0.055 * max(map(len, names))
     side = 0.42 * len(names) + 0.4
@@ -158,7 +158,7 @@ def curves_figure(results: Run) -> Figure:
     sure = np.where(named, sure, 1 - sure)
     false, found, _ = roc_curve(is_second, sure)
     precision, recall, _ = precision_recall_curve(is_second, sure)
-    name = str(second) if len(str(second)) <= 24 else str(second)[:23] + "…"
+    name = shortened(str(second), 24)
     area_under, share = results.score(results.headline_layer, "auroc"), float(is_second.mean())
     with house_style():
         figure = Figure(figsize=(8.4, 5.0))

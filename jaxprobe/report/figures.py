@@ -21,6 +21,7 @@ from jaxprobe.report.canvas import (
     keep_labels_inside,
     r2_limits,
     save,
+    shortened,
     write_footer,
     write_title,
 )
@@ -116,7 +117,7 @@ def _draw_targets(axes: Axes, lines: dict[str, pd.DataFrame], x: np.ndarray, blo
         colour = ACCENT if name == "mean" else MUTED
         text = name.replace("_", " ")
         axes.annotate(
-            text if len(text) <= 14 else text[:13] + "…",
+            shortened(text, 14),
             (x[blocks][-1], height),
             (6, 0),
             textcoords="offset points",
