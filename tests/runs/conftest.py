@@ -9,6 +9,7 @@ from jaxprobe.settings import RunSettings
 from tests.tiny_llama import save_model
 
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra"]
+MORE_NAMES = [*NAMES, "Delhi", "Kyoto", "Perth", "Cairo"]
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,25 @@ def finished(tmp_path_factory):
         mesh="data=1",
     )
     return run(settings)
+
+
+@pytest.fixture(scope="session")
+def settings_of_heights():
+    """Makes, in a folder, a tiny model and a table of 60 names of several tokens; gives the settings of its run."""
+
+    def make(folder, **settings):
+        save_model(folder / "model", MORE_NAMES)
+        rng = np.random.default_rng(0)
+        frame = pd.DataFrame({"name": [f"{MORE_NAMES[i % 10]} {MORE_NAMES[i // 6]}" for i in range(60)]})
+        frame = frame.assign(height=rng.uniform(0, 9, 60), is_test=[i % 4 == 0 for i in range(60)])
+        frame.to_csv(folder / "places.csv", index=False)
+        return RunSettings(
+            model=str(folder / "model"),
+            dataset=str(folder / "places.csv"),
+            out=folder / "run",
+            mesh="data=1",
+            target=("height",),
+            **settings,
+        )
+
+    return make

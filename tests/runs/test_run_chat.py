@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import jaxprobe
@@ -15,9 +14,7 @@ from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
 from jaxprobe.runs.predict import predict
 from jaxprobe.settings import RunSettings
-from tests.tiny_llama import save_model
 
-NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 
 
@@ -28,24 +25,11 @@ def set_template(folder, template):
 
 
 @pytest.fixture(scope="module")
-def chat_run(tmp_path_factory):
+def chat_run(tmp_path_factory, settings_of_heights):
     """Settings of a run in a chat, its run, what was said, and the model's folder."""
     folder = tmp_path_factory.mktemp("run")
-    save_model(folder / "model", NAMES)
+    settings = settings_of_heights(folder, prompt="At {}!", chat=True)
     set_template(folder / "model", TEMPLATE)
-    rng = np.random.default_rng(0)
-    names = [f"{NAMES[i % 10]} {NAMES[i // 6]}" for i in range(60)]
-    frame = pd.DataFrame({"name": names, "height": rng.uniform(0, 9, 60), "is_test": [i % 4 == 0 for i in range(60)]})
-    frame.to_csv(folder / "places.csv", index=False)
-    settings = RunSettings(
-        model=str(folder / "model"),
-        dataset=str(folder / "places.csv"),
-        out=folder / "run",
-        mesh="data=1",
-        target=("height",),
-        prompt="At {}!",
-        chat=True,
-    )
     heard = Reporter()
     return settings, Run(run(settings, heard)), heard, folder / "model"
 

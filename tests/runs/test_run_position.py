@@ -1,7 +1,6 @@
 """Runs on other tokens than the last: stored and streamed, and predictions by the same tokens."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import jaxprobe
@@ -13,28 +12,13 @@ from jaxprobe.runs.execute import run
 from jaxprobe.runs.predict import predict, predict_tokens
 from jaxprobe.runs.steer import plan_shift
 from jaxprobe.settings import RunSettings
-from tests.tiny_llama import save_model
-
-NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 
 
 @pytest.fixture(scope="module")
-def of_means(tmp_path_factory):
+def of_means(tmp_path_factory, settings_of_heights):
     """Settings of a run of means, its run and what was said."""
     folder = tmp_path_factory.mktemp("run")
-    save_model(folder / "model", NAMES)
-    rng = np.random.default_rng(0)
-    names = [f"{NAMES[i % 10]} {NAMES[i // 6]}" for i in range(60)]
-    frame = pd.DataFrame({"name": names, "height": rng.uniform(0, 9, 60), "is_test": [i % 4 == 0 for i in range(60)]})
-    frame.to_csv(folder / "places.csv", index=False)
-    settings = RunSettings(
-        model=str(folder / "model"),
-        dataset=str(folder / "places.csv"),
-        out=folder / "run",
-        mesh="data=1",
-        target=("height",),
-        position="mean",
-    )
+    settings = settings_of_heights(folder, position="mean")
     heard = Reporter()
     return settings, Run(run(settings, heard)), heard
 
