@@ -176,4 +176,4 @@ def choose_sites(
 def last_block(sites: Iterable[Site]) -> int | None:
     """The last block that has to be loaded for these sites; None for all. Block 0 always is."""
     needed = [site.last_block for site in sites]
-    return None if None in needed else max([0, *(block for block in needed if block is not None)])
+    return None if None in needed else max([0, *needed])
