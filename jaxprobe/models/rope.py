@@ -138,7 +138,7 @@ def read_rotary(
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
     kind = _ALSO_CALLED.get(kind, kind) if isinstance(kind, str) else kind
-    numbers = Fields(rope, "the rope of config.json", fields.problems)
+    numbers = Fields(rope, f"the rope of {fields.source}", fields.problems)
     theta = numbers.number("rope_theta", theta, above=1.0)
     part = numbers.number("partial_rotary_factor", part, above=0.0, most=1.0)
     nothing = Rotary((1.0,) * (head_width // 2), (1.0,) * (head_width // 2))

@@ -15,8 +15,11 @@ from jaxprobe.models.files.checkpoint import Checkpoint
 from jaxprobe.models.files.open import open_checkpoint
 from jaxprobe.models.files.source import SMALL_FILES, ModelSource, find_tokenizer
 
-# tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own.
-_KNOWN_SPLITS = ("smollm", "llama-bpe", "qwen2")
+# tokenizer.ggml.pre of byte-level vocabularies whose splitting is known to be the model's own. "olmo" is split as GPT-2
+# (Pythia's is called so too), "dbrx" as Llama 3. Source: llama.cpp's table of splittings.
+_KNOWN_SPLITS = ("smollm", "llama-bpe", "qwen2", "gpt-2", "olmo", "dbrx")
+# Architectures whose sentencepiece vocabularies transformers has a builder of their own for, spaces and all.
+_OWN_PIECES = ("gemma2", "gemma3", "phi3")
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
@@ -88,8 +91,9 @@ def _from_gguf(file_name: str, metadata: Mapping[str, Any]) -> PreTrainedTokeniz
             f"{file_name} asks for tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={split!r}, whose splitting "
             f"is not verified here (verified: {', '.join(_KNOWN_SPLITS)}). Name the model's tokenizer with --tokenizer."
         )
-    backend, _ = convert_gguf_tokenizer("llama", parts)
-    if kind == "llama" and parts.get("add_prefix_space") is False:
+    architecture = metadata.get("general.architecture")
+    backend, _ = convert_gguf_tokenizer(architecture if architecture in _OWN_PIECES else "llama", parts)
+    if kind == "llama" and architecture not in _OWN_PIECES and parts.get("add_prefix_space") is False:
         # The converter leaves the space before the text that most sentencepiece vocabularies were trained with.
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     if split == "smollm":

@@ -137,6 +137,61 @@ def test_the_space_before_a_sentencepiece_text_is_as_the_file_says(tmp_path, set
     assert tokenizer.tokenize("Paris Paris")[1:] == ["\u2581Paris"]
 
 
+def write_vocabulary(path, architecture, model, tokens, **lists):
+    """A GGUF file with a vocabulary whose first four tokens are special."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 4 + [1] * (len(tokens) - 4))
+    for name, value in lists.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.add_bos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return load_tokenizer(find_model(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "text", "tokens"),
+    [
+        # Gemma begins a text without a space; its merges go by the order of the pieces, whatever their scores say.
+        ("gemma2", "Paris Paris", ["Paris", "\u2581Paris"]),
+        ("gemma3", "Paris  Paris", ["Paris", "\u2581\u2581", "Paris"]),
+        ("phi3", "Paris Paris", ["\u2581Paris", "\u2581Paris"]),
+    ],
+)
+def test_sentencepiece_vocabularies_of_families_with_spaces_of_their_own(tmp_path, architecture, text, tokens):
+    gemma = architecture.startswith("gemma")
+    two = "  " if gemma else "\u2581\u2581"
+    words = [two, "ri", "Pa", "ris", "Paris", "\u2581Paris", "\u2581", "P", "a", "r", "i", "s"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *words]
+    scores = [0.0] * 5 + [0.0 - place for place in range(len(words) - 1)]
+    space = {"add_space_prefix": False} if gemma else {}
+    tokenizer = write_vocabulary(tmp_path / "pieces.gguf", architecture, "llama", pieces, token_scores=scores, **space)
+    assert tokenizer.tokenize(text) == tokens and tokenizer.bos_token == "<bos>"
+
+
+@pytest.mark.parametrize(
+    ("split", "tokens"),
+    [
+        ("gpt-2", ["12345", "\u0120it", "'s"]),
+        ("olmo", ["12345", "\u0120it", "'s"]),
+        ("dbrx", ["123", "45", "\u0120it", "'s"]),  # at most three digits together
+    ],
+)
+def test_byte_level_vocabularies_are_split_as_their_name_says(tmp_path, split, tokens):
+    letters = [*"12345it's", "\u0120"]
+    merges = ["1 2", "12 3", "123 4", "1234 5", "4 5", "i t", "\u0120 it", "' s"]
+    words = list(dict.fromkeys([*letters, *(merge.replace(" ", "") for merge in merges)]))
+    vocabulary = ["<|a|>", "<|b|>", "<|c|>", "<|d|>", *words]
+    tokenizer = write_vocabulary(
+        tmp_path / "bytes.gguf", "gpt2", "gpt2", vocabulary, tokenizer_pre=split, token_merges=merges
+    )
+    assert tokenizer.tokenize("12345 it's") == tokens
+
+
 @pytest.mark.slow
 def test_a_gguf_tokenizer_needs_no_pytorch():
     """PyTorch is there for the tests only: a user's environment has none."""

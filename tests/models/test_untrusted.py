@@ -99,12 +99,18 @@ def test_any_config_is_a_model_or_is_refused(model_type, changes, parameters_of_
 
 
 @settings(max_examples=100, deadline=2000, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(st.sampled_from(["llama.block_count", "llama.embedding_length", "llama.attention.head_count",
-                                        "llama.rope.freq_base", "llama.rope.scaling.type", "llama.context_length",
-                                        "llama.rope.scaling.factor", "llama.feed_forward_length"]), VALUE))  # fmt: skip
-def test_any_gguf_metadata_are_a_model_or_are_refused(metadata):
+@given(
+    st.sampled_from([name for family in FAMILIES for name in family.GGUF]),
+    st.dictionaries(st.sampled_from([
+        "block_count", "embedding_length", "attention.head_count", "rope.freq_base", "rope.scaling.type",
+        "context_length", "rope.scaling.factor", "feed_forward_length", "rope.dimension_count", "rope.freq_base_swa",
+        "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
+    ]), VALUE),
+)  # fmt: skip
+def test_any_gguf_metadata_are_a_model_or_are_refused(architecture, keys):
+    metadata = {f"{architecture}.{name}": value for name, value in keys.items()}
     with contextlib.suppress(InputError):
-        read_gguf({"general.architecture": "llama"} | metadata, {"token_embd.weight": (128, 64)})
+        read_gguf({"general.architecture": architecture} | metadata, {"token_embd.weight": (128, 64)})
 
 
 def index(tmp_path, content):

@@ -3,7 +3,7 @@
 A family is one file with
 
 - ``MODEL_TYPES``: what config.json calls it, and ``GGUF``: what GGUF files call it (empty where they are not read);
-- ``read_config(fields)`` and ``read_gguf(keys)`` -> `ModelConfig`: they take what they know, the rest is refused;
+- ``read_config(fields)`` and ``read_gguf(...)`` -> `ModelConfig`: they take what they know, the rest is refused;
 - ``parameters(config)``: name -> `Parameter`. Which of them exist *is* the architecture: shapes, shardings, loading,
   the choice of a mesh, the parameter count and the cost all come from here;
 - ``tensors(config)`` and ``gguf_tensors(config)``: name -> `Tensor`, where each lies in a checkpoint;

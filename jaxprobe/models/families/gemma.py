@@ -11,16 +11,19 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
-from jaxprobe.models.families import llama
+from jaxprobe.models.families import llama, llamacpp
 from jaxprobe.models.families.family import WITHOUT_EFFECT, Parameter, Tensor
 from jaxprobe.models.families.fields import Fields
 from jaxprobe.models.rope import read_rotary
 
 MODEL_TYPES = ("gemma2", "gemma3_text", "gemma3")
-GGUF = ()
+GGUF = ("gemma2", "gemma3")
 PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
-NOT_READ = r"(.*\.)?lm_head\.weight|(model\.)?(vision_tower|multi_modal_projector)\..*|.*rotary_emb\.inv_freq"
+NOT_READ = (
+    r"(.*\.)?lm_head\.weight|(model\.)?(vision_tower|multi_modal_projector)\..*|.*rotary_emb\.inv_freq"
+    + llamacpp.NOT_READ
+)
 
 _KINDS = ("full_attention", "sliding_attention")
 # What a multimodal config says beside its text model.
@@ -132,3 +135,49 @@ def tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Where each parameter lies in a Hugging Face checkpoint."""
     found = shared.decoder_tensors("embed_tokens", "norm", _BLOCK, "layers.{}.")
     return shared.only_existing(found, parameters(config))
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+# Layers of the sizes (27B both) whose scores are divided by what each head has of the width, not by its own.
+_LARGEST = {"gemma2": 46, "gemma3": 62}
+
+
+def read_gguf(architecture: str, keys: Fields, shapes: llamacpp.Shapes, rope: llamacpp.RopeTensors) -> ModelConfig:
+    """The configuration in a GGUF file's metadata.
+
+    What scores are divided by has no key: as llama.cpp, by the published sizes.
+    """
+    second = architecture == "gemma2"
+    sizes = llamacpp.read_sizes(keys, shapes)
+    window, sliding = llamacpp.read_windows(keys, sizes.layers, 2 if second else 6, 4096 if second else None)
+    rotaries, rotary_of_layer = llamacpp.read_rotaries(keys, sizes, sliding, None if second else 10_000.0)
+    largest = sizes.layers == _LARGEST[architecture]
+    divisor = (sizes.width // sizes.heads if largest else sizes.head_width) ** 0.5
+    return shared.make_config(
+        "gemma2" if second else "gemma3_text",
+        sizes,
+        keys,
+        rotaries=rotaries,
+        rotary_of_layer=rotary_of_layer,
+        limits={"an attention window": window},
+        norm_epsilon=keys.number("attention.layer_norm_rms_epsilon", above=0.0),
+        gain_offset=1.0,
+        qk_norm="none" if second else "head",
+        activation="gelu_tanh",
+        score_divisors=(divisor,) * sizes.layers,
+        score_cap=keys.number("attn_logit_softcapping", 50.0, above=0.0) if second else None,
+        logit_cap=keys.number("final_logit_softcapping", 30.0 if second else None, above=0.0),
+        embedding_scale=sizes.width**0.5,
+        **llamacpp.constants(sizes, shapes),
+    )
+
+
+def gguf_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in a GGUF file, whose gains are the whole ones."""
+    known = parameters(config)
+    found = llamacpp.tensors(config, known)
+    return {
+        name: tensor._replace(offset=-config.gain_offset) if known[name].kind == "gain" else tensor
+        for name, tensor in found.items()
+    }

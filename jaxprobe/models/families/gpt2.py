@@ -9,14 +9,16 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
+from jaxprobe.models.families import llamacpp
 from jaxprobe.models.families.family import Parameter, Sizes, Tensor
 from jaxprobe.models.families.fields import MOST, Fields
 
 MODEL_TYPES = ("gpt2",)
-GGUF = ()
+GGUF = ("gpt2",)
 PREFIXES = ("transformer.", "")  # the original file has none
 HEADS = ("lm_head.weight",)
-NOT_READ = r"lm_head\.weight|.*\.attn\.(bias|masked_bias)"  # causal masks; the products' biases end otherwise
+# Causal masks; the products' biases end otherwise.
+NOT_READ = r"lm_head\.weight|.*\.attn\.(bias|masked_bias)" + llamacpp.NOT_READ
 
 
 def read_config(fields: Fields) -> ModelConfig:
@@ -83,3 +85,29 @@ def tensors(config: ModelConfig) -> dict[str, Tensor]:
         found[name] = Tensor("h.{}.attn.c_attn.weight", ("D", fused[at]), fused, at)
         found[f"{name}_bias"] = Tensor("h.{}.attn.c_attn.bias", (fused[at],), fused, at)
     return shared.only_existing(found, parameters(config))
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def read_gguf(architecture: str, keys: Fields, shapes: llamacpp.Shapes, rope: llamacpp.RopeTensors) -> ModelConfig:
+    """The configuration in a GGUF file's metadata; the activation and the scale, which have no key, as the class."""
+    sizes = llamacpp.read_sizes(keys, shapes)
+    return shared.make_config(
+        architecture,
+        sizes,
+        keys,
+        rotaries=(),
+        positions=sizes.context,
+        norm="layer",
+        norm_epsilon=keys.number("attention.layer_norm_epsilon", above=0.0),
+        biases=("query", "key", "value", "output", "up", "down"),
+        activation="gelu_tanh",
+        gated=False,
+        **llamacpp.constants(sizes, shapes),
+    )
+
+
+def gguf_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in a GGUF file, whose matrices are [out, in]."""
+    return llamacpp.tensors(config, parameters(config), fused=True)

@@ -52,11 +52,9 @@ def read_config(fields: Any) -> ModelConfig:
         raise InputError(f"config.json holds {Fields.shown(fields)}; a dictionary of fields is needed.")
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in _BY_TYPE:
-        needs = next((what for what, types in _MISSING.items() if model_type in types), None)
-        also = f", which needs {needs}" if needs else ""
         raise InputError(
-            f"model_type is {Fields.shown(model_type)}{also}; models of type {', '.join(map(repr, _BY_TYPE))} can be "
-            "read."
+            f"model_type is {Fields.shown(model_type)}{_needs(model_type)}; models of type "
+            f"{', '.join(map(repr, _BY_TYPE))} can be read."
         )
     rest = Fields(fields)
     rest.only("quantization_config")
@@ -70,15 +68,22 @@ def read_config(fields: Any) -> ModelConfig:
     return config
 
 
+def _needs(name: Any) -> str:
+    """What a model of this type, or of this architecture of GGUF files, would need; nothing where that is unknown."""
+    plain = lambda name: str(name).replace("-", "").replace("_", "")
+    found = next((what for what, types in _MISSING.items() if plain(name) in map(plain, types)), None)
+    return f", which needs {found}" if found else ""
+
+
 def read_gguf(
-    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: np.ndarray | None = None
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rope: Mapping[str, np.ndarray] | None = None
 ) -> ModelConfig:
     """The configuration in a GGUF file's metadata.
 
     Args:
       metadata: key -> value of the file.
       shapes: of its tensors.
-      divisors: the tensor ``rope_freqs.weight``, where there is one.
+      rope: its tensors of rope, such as ``rope_freqs.weight``: name -> numbers.
 
     Raises:
       InputError: another architecture, a missing key, or a key that is not understood; every such key is named.
@@ -86,14 +91,15 @@ def read_gguf(
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _BY_GGUF:
         raise InputError(
-            f"GGUF architecture is {Fields.shown(architecture)}; {', '.join(map(repr, _BY_GGUF))} can be read."
+            f"GGUF architecture is {Fields.shown(architecture)}{_needs(architecture)}; "
+            f"{', '.join(map(repr, _BY_GGUF))} can be read."
         )
     if "token_embd.weight" not in shapes:
         raise InputError("The GGUF file has no tensor token_embd.weight. It is not complete.")
     start = f"{architecture}."
     found = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
     keys = Fields(found, "GGUF metadata", start=start)
-    config = _BY_GGUF[architecture].read_gguf(architecture, keys, shapes, divisors)
+    config = _BY_GGUF[architecture].read_gguf(architecture, keys, shapes, rope or {})
     keys.refuse_the_rest()
     if keys.problems:
         raise InputError(*keys.problems)

@@ -9,15 +9,15 @@
 - Mistral, Qwen2, Qwen3: attention windows, within which a prompt has to stay
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
-from jaxprobe.models.families.family import Parameter, Sizes, Tensor
-from jaxprobe.models.families.fields import MOST, Fields
+from jaxprobe.models.families import llamacpp
+from jaxprobe.models.families.family import Parameter, Tensor
+from jaxprobe.models.families.fields import Fields
 from jaxprobe.models.rope import Rotary, head_order, read_rotary
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -25,7 +25,7 @@ GGUF = ("llama", "qwen2", "qwen3")  # Mistral's are called llama
 PREFIXES = ("model.", "")
 HEADS = ("lm_head.weight",)
 # Old files also carry the rotary tables, which the configuration gives.
-NOT_READ = r"lm_head\.weight|output\.weight|rope_freqs\.weight|.*\.rotary_emb\.inv_freq"
+NOT_READ = r"lm_head\.weight|.*\.rotary_emb\.inv_freq" + llamacpp.NOT_READ
 
 # model type -> what its class has where a field is absent
 _ABSENT: dict[str, dict[str, Any]] = {
@@ -103,32 +103,17 @@ def tensors(config: ModelConfig) -> dict[str, Tensor]:
 
 # ---- GGUF ---------------------------------------------------------------------------------------------------------
 
-GGUF_BLOCK = {
-    "attention_norm": ("attn_norm", ("D",)),
-    "query": ("attn_q", ("KGH", "D")),
-    "key": ("attn_k", ("KH", "D")),
-    "value": ("attn_v", ("KH", "D")),
-    "query_norm": ("attn_q_norm", ("H",)),
-    "key_norm": ("attn_k_norm", ("H",)),
-    "output": ("attn_output", ("D", "KGH")),
-    "mlp_norm": ("ffn_norm", ("D",)),
-    "gate": ("ffn_gate", ("F", "D")),
-    "up": ("ffn_up", ("F", "D")),
-    "down": ("ffn_down", ("D", "F")),
-}
 
-
-def read_gguf(
-    architecture: str, keys: Fields, shapes: Mapping[str, tuple[int, ...]], divisors: np.ndarray | None
-) -> ModelConfig:
+def read_gguf(architecture: str, keys: Fields, shapes: llamacpp.Shapes, rope: llamacpp.RopeTensors) -> ModelConfig:
     """The configuration in a GGUF file's metadata, the architecture's name taken off the keys.
 
     Args:
-      shapes: of the file's tensors, which also say what has a bias or a norm.
-      divisors: the tensor ``rope_freqs.weight`` [H/2], which is how Llama 3.1's rope is stored.
+      shapes: of the file's tensors, which also say what has a bias.
+      rope: rope's tensors; Llama 3.1's scaling is stored as divisors of the frequencies.
     """
-    sizes = read_gguf_sizes(keys, shapes)
-    rotary = _divided(read_gguf_rotary(keys, sizes), divisors, keys)
+    sizes = llamacpp.read_sizes(keys, shapes)
+    rotary = llamacpp.make_rotary(llamacpp.read_rope(keys, sizes.head_width), sizes, keys)
+    rotary = _divided(rotary, rope.get("rope_freqs.weight"), keys)
     named = {"query": "attn_q", "key": "attn_k", "value": "attn_v", "output": "attn_output"}
     return shared.make_config(
         architecture,
@@ -139,45 +124,8 @@ def read_gguf(
         limits={"an attention window": shared.read_window(keys, None, "attention.sliding_window")},
         biases=tuple(name for name, theirs in named.items() if f"blk.0.{theirs}.bias" in shapes),
         qk_norm="head" if architecture == "qwen3" else "none",
-        tied="output.weight" not in shapes,
-        initializer_range=gguf_initializer(sizes),
+        **llamacpp.constants(sizes, shapes),
     )
-
-
-def read_gguf_sizes(keys: Fields, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
-    """Sizes out of a GGUF file's metadata."""
-    width, heads = keys.integer("embedding_length"), keys.integer("attention.head_count", most=2**16)
-    head_width = keys.integer("attention.key_length", max(width // heads, 1), most=2**16)
-    for name in ("rope.dimension_count", "attention.value_length"):
-        keys.only(name, head_width)
-    keys.take("vocab_size")
-    return Sizes(
-        layers=keys.integer("block_count", most=MOST["layers"]),
-        width=width,
-        heads=heads,
-        kv_heads=keys.integer("attention.head_count_kv", heads, most=2**16),
-        head_width=head_width,
-        mlp_width=keys.integer("feed_forward_length"),
-        vocabulary=shapes["token_embd.weight"][0],
-        context=keys.integer("context_length", most=MOST["context"]),
-    )
-
-
-def read_gguf_rotary(keys: Fields, sizes: Sizes) -> Rotary:
-    """The rotary that all layers have."""
-    kind = keys.take("rope.scaling.type", "none")
-    rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": keys.take("rope.freq_base")}
-    rope["factor"] = keys.take("rope.scaling.factor")
-    return read_rotary(rope, sizes.head_width, sizes.context, keys, kinds=("default", "linear"))
-
-
-def gguf_initializer(sizes: Sizes) -> float:
-    """The spread of matrices before training, which GGUF has no field for.
-
-    The one under which a product keeps the size of what it is given; the demo model's published one (1/24 at width
-    576) is that.
-    """
-    return sizes.width**-0.5
 
 
 def _divided(rotary: Rotary, divisors: np.ndarray | None, keys: Fields) -> Rotary:
@@ -192,7 +140,7 @@ def _divided(rotary: Rotary, divisors: np.ndarray | None, keys: Fields) -> Rotar
 
 def gguf_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Where each parameter lies in a GGUF file. llama.cpp lays the pairs of Llama's queries and keys side by side."""
-    found = shared.decoder_tensors("token_embd", "output_norm", GGUF_BLOCK, "blk.{}.")
+    found = llamacpp.tensors(config, parameters(config))
     if config.family == "llama":
         found = shared.turned(found, head_order(config.head_width, config.head_width, interleaved=True))
-    return shared.only_existing(found | {"head": Tensor("output.weight", ("V", "D"))}, parameters(config))
+    return found

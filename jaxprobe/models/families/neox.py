@@ -10,15 +10,16 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
+from jaxprobe.models.families import llamacpp
 from jaxprobe.models.families.family import Parameter, Tensor
 from jaxprobe.models.families.fields import Fields
 from jaxprobe.models.rope import head_order, read_rotary
 
 MODEL_TYPES = ("gpt_neox",)
-GGUF = ()
+GGUF = ("gptneox",)
 PREFIXES = ("gpt_neox.", "")
 HEADS = ("embed_out.weight", "lm_head.weight")
-NOT_READ = r"(embed_out|lm_head)\.weight|.*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|.*rotary_emb\.inv_freq"
+NOT_READ = r"(embed_out|lm_head)\.weight|.*\.attention\.(bias|masked_bias)|.*rotary_emb\.inv_freq" + llamacpp.NOT_READ
 
 
 def read_config(fields: Fields) -> ModelConfig:
@@ -78,3 +79,31 @@ def tensors(config: ModelConfig) -> dict[str, Tensor]:
         found[f"{name}_bias"] = Tensor(f"{fused}.bias", (heads,), alternating, at)
     found = shared.turned(found, head_order(config.head_width, 2 * config.rotaries[0].turning))
     return shared.only_existing(found, parameters(config))
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def read_gguf(architecture: str, keys: Fields, shapes: llamacpp.Shapes, rope: llamacpp.RopeTensors) -> ModelConfig:
+    """The configuration in a GGUF file's metadata; rope's base and the activation, which have no key, as the class."""
+    sizes = llamacpp.read_sizes(keys, shapes)
+    attention = ("query", "key", "value", "output") if "blk.0.attn_qkv.bias" in shapes else ()
+    return shared.make_config(
+        "gpt_neox",
+        sizes,
+        keys,
+        rotaries=[llamacpp.make_rotary(llamacpp.read_rope(keys, sizes.head_width), sizes, keys, in_part=True)],
+        norm="layer",
+        norm_epsilon=keys.number("attention.layer_norm_epsilon", above=0.0),
+        biases=(*attention, "up", "down"),
+        activation="gelu",
+        gated=False,
+        parallel=keys.flag("use_parallel_residual", True),
+        **llamacpp.constants(sizes, shapes),
+    )
+
+
+def gguf_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in a GGUF file, which has all queries, then all keys, then all values."""
+    found = llamacpp.tensors(config, parameters(config), fused=True)
+    return shared.turned(found, head_order(config.head_width, 2 * config.rotaries[0].turning))

@@ -9,16 +9,16 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
-from jaxprobe.models.families import llama
+from jaxprobe.models.families import llama, llamacpp
 from jaxprobe.models.families.family import Parameter, Tensor
 from jaxprobe.models.families.fields import Fields
 from jaxprobe.models.rope import read_rotary
 
 MODEL_TYPES = ("olmo2", "olmo3")
-GGUF = ()
+GGUF = ("olmo2",)  # OLMo 3's are called so too
 PREFIXES = ("model.", "")
 HEADS = ("lm_head.weight",)
-NOT_READ = r"lm_head\.weight|.*rotary_emb\.inv_freq"
+NOT_READ = r"lm_head\.weight|.*rotary_emb\.inv_freq" + llamacpp.NOT_READ
 
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -79,3 +79,29 @@ def tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Where each parameter lies in a Hugging Face checkpoint."""
     found = shared.decoder_tensors("embed_tokens", "norm", _BLOCK, "layers.{}.")
     return shared.only_existing(found, parameters(config))
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def read_gguf(architecture: str, keys: Fields, shapes: llamacpp.Shapes, rope: llamacpp.RopeTensors) -> ModelConfig:
+    """The configuration in a GGUF file's metadata; OLMo 3 is what has a window."""
+    sizes = llamacpp.read_sizes(keys, shapes)
+    window, sliding = llamacpp.read_windows(keys, sizes.layers, 4)
+    rotaries, rotary_of_layer = llamacpp.read_rotaries(keys, sizes, sliding)
+    return shared.make_config(
+        "olmo3" if window else "olmo2",
+        sizes,
+        keys,
+        rotaries=rotaries,
+        rotary_of_layer=rotary_of_layer,
+        limits={"an attention window": window},
+        norm_epsilon=keys.number("attention.layer_norm_rms_epsilon", above=0.0),
+        qk_norm="width",
+        **llamacpp.constants(sizes, shapes),
+    )
+
+
+def gguf_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in a GGUF file."""
+    return llamacpp.tensors(config, parameters(config))

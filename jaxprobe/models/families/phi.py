@@ -8,15 +8,18 @@
 
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families import family as shared
+from jaxprobe.models.families import llamacpp
 from jaxprobe.models.families.family import Parameter, Tensor
 from jaxprobe.models.families.fields import MOST, Fields
 from jaxprobe.models.rope import head_order, read_rotary
 
 MODEL_TYPES = ("phi3",)
-GGUF = ()
+GGUF = ("phi3",)
 PREFIXES = ("model.", "")
 HEADS = ("lm_head.weight",)
-NOT_READ = r"lm_head\.weight|.*rotary_emb\.inv_freq|model\.embed_tokens_extend\..*"
+NOT_READ = r"lm_head\.weight|.*rotary_emb\.inv_freq|model\.embed_tokens_extend\..*" + llamacpp.NOT_READ
+
+_ORIGINAL = "the original context, beyond which rope has other factors"
 
 
 def read_config(fields: Fields) -> ModelConfig:
@@ -42,10 +45,7 @@ def read_config(fields: Fields) -> ModelConfig:
             read_rotary(rope, sizes.head_width, sizes.context, fields, in_part=True, kinds=("default", "longrope"))
         ],
         norm_epsilon=fields.number("rms_norm_eps", 1e-5, above=0.0),
-        limits={
-            "an attention window": shared.read_window(fields, None),
-            "the original context, beyond which rope has other factors": original if scaled else None,
-        },
+        limits={"an attention window": shared.read_window(fields, None), _ORIGINAL: original if scaled else None},
         activation=fields.one_of("hidden_act", shared.ACTIVATIONS, "silu"),
         tied=fields.flag("tie_word_embeddings", False),
         initializer_range=shared.read_initializer(fields),
@@ -75,3 +75,43 @@ def tensors(config: ModelConfig) -> dict[str, Tensor]:
         found[name] = Tensor("layers.{}.mlp.gate_up_proj.weight", ("F", "D"), ("F", "F"), at)
     found = shared.turned(found, head_order(config.head_width, 2 * config.rotaries[0].turning))
     return shared.only_existing(found, parameters(config))
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def read_gguf(architecture: str, keys: Fields, shapes: llamacpp.Shapes, rope: llamacpp.RopeTensors) -> ModelConfig:
+    """The configuration in a GGUF file's metadata; "longrope" is what has factors among the tensors."""
+    sizes = llamacpp.read_sizes(keys, shapes)
+    original = keys.integer("rope.scaling.original_context_length", None, most=MOST["context"])
+    settings = llamacpp.read_rope(keys, sizes.head_width)
+    amplitude = keys.take("rope.scaling.attn_factor")
+    factors = {f"{kind}_factor": rope.get(f"rope_factors_{kind}.weight") for kind in ("short", "long")}
+    scaled = settings["rope_type"] == "longrope" or any(found is not None for found in factors.values())
+    if scaled:
+        settings |= {name: found.tolist() for name, found in factors.items() if found is not None}
+        settings |= {
+            "rope_type": "longrope",
+            "attention_factor": amplitude,
+            "original_max_position_embeddings": original,
+        }
+    return shared.make_config(
+        architecture,
+        sizes,
+        keys,
+        rotaries=[llamacpp.make_rotary(settings, sizes, keys, in_part=True)],
+        norm_epsilon=keys.number("attention.layer_norm_rms_epsilon", above=0.0),
+        limits={
+            "an attention window": keys.integer("attention.sliding_window", None, least=0, most=MOST["context"]),
+            _ORIGINAL: original if scaled else None,
+        },
+        **llamacpp.constants(sizes, shapes),
+    )
+
+
+def gguf_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Where each parameter lies in a GGUF file, which calls gate and up together "up"."""
+    found = llamacpp.tensors(config, parameters(config), fused=True)
+    for at, name in enumerate(("gate", "up")):
+        found[name] = Tensor("blk.{}.ffn_up.weight", ("F", "D"), ("F", "F"), at)
+    return shared.turned(found, head_order(config.head_width, 2 * config.rotaries[0].turning))

@@ -42,8 +42,8 @@ class GGUFCheckpoint:
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def config(self) -> ModelConfig:
-        divisors = self._tensors.get("rope_freqs.weight")
-        return read_gguf(self.metadata, self.shapes(), None if divisors is None else divisors.data)
+        rope = {name: tensor.data for name, tensor in self._tensors.items() if name.startswith("rope_")}
+        return read_gguf(self.metadata, self.shapes(), rope)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
