@@ -405,7 +405,7 @@ def use_table(result: dict[str, Any]) -> str:
         *lines,
         "",
         f"{took['announced']} It took {time} and {took['peak_memory_bytes'] / 1e9:.1f} GB, on "
-        f"{machine['cores']} cores ({machine['processor']}) that other work shared: load average "
+        f"{machine['cores']} cores ({machine['processor']}), load average "
         f"{' and '.join(f'{load:.1f}' for load in took['load_averages'])} at start and end.",
     ])  # fmt: skip
 
