@@ -47,7 +47,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, layers: int) -> N
             problems.append(f"Tensor {name} {list(shape)} is missing. The checkpoint is not complete.")
         elif (actual := found.pop(name)) != shape:
             problems.append(f"Tensor {name} has shape {list(actual)}; the configuration asks for {list(shape)}.")
-    not_read = re.compile(family_of(config).NOT_READ)
+    not_read = re.compile(rf"{family_of(config).NOT_READ}|.*_scale_inv")  # scales go with their matrix
     for name in found:
         layer = _LAYER.search(name)
         beyond = layer is not None and layers <= int(layer[1]) < config.layers

@@ -45,7 +45,10 @@ CONFIGS = [
     ({"rope_theta": 10**400}, "rope_theta=1000.*; a number above 1"),
     ({"head_dim": 7}, "7 of 7 dimensions of a head; both must be even"),
     ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false'; true or false"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config=.*only null is implemented"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.* has quant_method='gptq'; only 'fp8'"),
+    ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, r"only \[128, 128\] is impl"),
+    ({"quantization_config": {"quant_method": "fp8", "bits": 8}}, "bits=8, a field that is not understood"),
+    ({"quantization_config": "fp8"}, "quantization_config='fp8'; a dictionary"),
     ({"x" * 10_000: 1}, "a field that is not understood"),
     ({"strange": "y" * 10_000}, "strange='yyy.*a field that is not understood"),
 ]

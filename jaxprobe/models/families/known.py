@@ -25,6 +25,8 @@ _MISSING = {
     "an encoder beside the decoder": ("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "whisper", "t5gemma"),
     "an encoder's attention in both directions": ("bert", "roberta", "modernbert", "deberta-v2", "electra"),
 }  # fmt: skip
+# Rows and columns of a block that has one scale, in checkpoints in 8 bits.
+FP8_BLOCK = 128
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.MODEL_TYPES}
 _BY_GGUF = {name: family for family in FAMILIES for name in family.GGUF}
 
@@ -57,7 +59,7 @@ def read_config(fields: Any) -> ModelConfig:
             f"{', '.join(map(repr, _BY_TYPE))} can be read."
         )
     rest = Fields(fields)
-    rest.only("quantization_config")
+    _read_quantization(rest)
     rest.only("is_encoder_decoder", False)
     rest.only("add_cross_attention", False)
     config = _BY_TYPE[model_type].read_config(rest)
@@ -66,6 +68,22 @@ def read_config(fields: Any) -> ModelConfig:
     if rest.problems:
         raise InputError(*rest.problems)
     return config
+
+
+def _read_quantization(fields: Fields) -> None:
+    """Takes a ``quantization_config`` whose weights can be expanded: 8-bit floats with a scale for each block.
+
+    What it says of activations is how they may be rounded on the way; here they are not.
+    """
+    quantised = fields.mapping("quantization_config")
+    if quantised is None:
+        return
+    inner = Fields(quantised, "quantization_config of config.json", fields.problems)
+    inner.only("quant_method", "fp8")
+    inner.only("fmt", "e4m3")
+    inner.only("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
+    inner.without_effect({"activation_scheme", "modules_to_not_convert", "ignored_layers", "dequantize"})
+    inner.refuse_the_rest()
 
 
 def _needs(name: Any) -> str:

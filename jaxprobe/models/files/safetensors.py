@@ -12,11 +12,13 @@ from jaxprobe.errors import InputError
 from jaxprobe.host.paths import AnyPath, file_size, is_local, read_ranges
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.families.fields import Fields
-from jaxprobe.models.families.known import read_config
+from jaxprobe.models.families.known import FP8_BLOCK, read_config
 from jaxprobe.models.files.checkpoint import Extent, StoredTensor, read_json
 
 # What safetensors calls the dtypes that weights are read from.
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
+# A matrix in 8 bits has a scale for each block of so many rows and columns, in a tensor beside it of this ending.
+_BLOCK, _SCALES = FP8_BLOCK, "_scale_inv"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own bound
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -39,6 +41,7 @@ class SafetensorsCheckpoint:
         self._tensors: dict[str, StoredTensor] = {}
         for file in self.files:
             self._tensors |= _read_header(file)
+        _check_scales(folder, self._tensors)
 
     def config(self) -> ModelConfig:
         return folder_config(self.folder)
@@ -53,7 +56,12 @@ class SafetensorsCheckpoint:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return self._tensors[name].read(index)
+        tensor = self._tensors[name]
+        if tensor.dtype != _DTYPES["F8_E4M3"]:
+            return tensor.read(index)
+        scales = self._tensors[name + _SCALES].read((slice(None), slice(None))).astype(np.float32)
+        blocks = [np.arange(*part.indices(size)) // _BLOCK for part, size in zip(index, tensor.shape, strict=True)]
+        return tensor.read(index).astype(np.float32) * scales[np.ix_(*blocks)]
 
 
 def folder_config(folder: AnyPath) -> ModelConfig:
@@ -78,6 +86,21 @@ def _indexed_files(index: AnyPath) -> list[str]:
             "Download it again from a source that you trust."
         )
     return sorted(set(names))
+
+
+def _check_scales(folder: AnyPath, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises InputError where a matrix in 8 bits lacks its scales, or scales their matrix."""
+    eight = {name for name, tensor in tensors.items() if tensor.dtype == _DTYPES["F8_E4M3"]}
+    beside = {name.removesuffix(_SCALES) for name in tensors if name.endswith(_SCALES)}
+    for name in sorted(eight | beside):
+        scales = tensors.get(name + _SCALES)
+        wanted = tuple(-(-size // _BLOCK) for size in tensors[name].shape) if name in eight else None
+        if scales is None or scales.dtype == _DTYPES["F8_E4M3"] or len(scales.shape) != 2 or scales.shape != wanted:
+            shown = list(scales.shape) if scales else "missing"
+            raise InputError(
+                f"{folder} has {Fields.shown(name)} with scales {shown}; of F8_E4M3 one for each block of {_BLOCK} x "
+                f"{_BLOCK} is needed, and of nothing else. Use a checkpoint that is not quantised, or a GGUF file."
+            )
 
 
 def _read_header(path: AnyPath) -> dict[str, StoredTensor]:
