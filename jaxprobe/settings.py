@@ -10,7 +10,8 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -101,7 +102,12 @@ _LONGEST_NAME = 120  # bytes; file systems take 255, and temporary names are lon
 
 def default_folder(settings: RunSettings) -> Path:
     """Where a run goes that names no folder: ``runs/cities-demo-Where-is-limit-300``."""
-    parts = [Path(settings.dataset).name.split(".")[0], Path(settings.model).name.removesuffix(".gguf")]
+    model = Path(settings.model).name.removesuffix(".gguf")
+    return Path("runs", _folder_name(settings, Path(settings.dataset).name.split(".")[0], model))
+
+
+def _folder_name(settings: RunSettings, dataset: str, model: str) -> str:
+    parts = [dataset, model]
     if settings.prompt != "empty":
         parts.append(settings.prompt)
     parts += ["chat"] * settings.chat
@@ -112,7 +118,56 @@ def default_folder(settings: RunSettings) -> Path:
     words = "-".join(re.findall(r"[\w.]+", "-".join(parts)))
     if len(words.encode()) > _LONGEST_NAME:
         words = f"{words.encode()[:_LONGEST_NAME].decode(errors='ignore')}-{_digest(words)[:8]}"
-    return Path("runs", words)
+    return words
+
+
+def run_folder(settings: RunSettings) -> AnyPath:
+    """The folder of a run: the one that it names, or the default."""
+    return as_path(settings.out or default_folder(settings))
+
+
+def combine(
+    settings: RunSettings, datasets: Sequence[str], models: Sequence[str], prompts: Sequence[str]
+) -> list[RunSettings]:
+    """A run for each table, model and prompt; of several each has a folder in ``out`` (default: runs).
+
+    A folder is called as `default_folder` calls it; where two would be called alike, after the whole paths.
+
+    Raises:
+      InputError: nothing named, or one thing twice; ``out`` is the folder of one run.
+    """
+    problems = []
+    for name, given in (("dataset", datasets), ("model", models), ("prompt", prompts)):
+        if not given:
+            problems.append(f"{option(name)} names nothing. Give one or several, or leave it out.")
+        for twice in (value for value, count in Counter(given).items() if count > 1):
+            problems.append(f"{option(name)} has {twice!r} twice. Name each once.")
+    if problems:
+        raise InputError(*problems)
+    several = [
+        dataclasses.replace(settings, dataset=dataset, model=model, prompt=prompt)
+        for dataset in datasets
+        for model in models
+        for prompt in prompts
+    ]
+    if len(several) == 1:
+        return several
+    out = as_path(settings.out or "runs")
+    if (out / "config.json").is_file():
+        raise InputError(
+            f"{out} is the folder of one run, and each of {len(several)} needs its own. Name another folder with --out."
+        )
+    names = [default_folder(each).name for each in several]
+    longer: Sequence[Callable[[RunSettings], str]] = (
+        lambda each: _folder_name(each, each.dataset, each.model),
+        lambda each: f"{default_folder(each).name}-{_digest(json.dumps([each.dataset, each.model, each.prompt]))[:8]}",
+    )
+    for rename in longer:
+        counts = Counter(map(str.casefold, names))  # some file systems have one name for both
+        names = [
+            rename(each) if counts[name.casefold()] > 1 else name for each, name in zip(several, names, strict=True)
+        ]
+    return [dataclasses.replace(each, out=out / name) for each, name in zip(several, names, strict=True)]
 
 
 def check_settings(settings: RunSettings) -> None:

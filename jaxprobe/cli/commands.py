@@ -20,7 +20,7 @@ from jaxprobe.cli.output import Output
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import registry
 from jaxprobe.host.paths import as_path, check_out
-from jaxprobe.settings import RunSettings, check_settings
+from jaxprobe.settings import RunSettings, check_settings, combine, run_folder
 
 WRONG = 1  # what `jaxprobe doctor` exits with where it found something
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -50,41 +50,69 @@ class Demo(Command):
 
     def __call__(self, output: Output) -> None:
         out = as_path(self.out or _smoke_folder("demo-run", self.limit))
-        run_settings(RunSettings(model="demo", dataset="cities", out=out, limit=self.limit), output)
+        run_settings([RunSettings(model="demo", dataset="cities", out=out, limit=self.limit)], output)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCommand(RunSettings, Command):
-    """Read a model at each name's tokens, probe every layer, write scores and a report."""
+    """Read a model at each name's tokens, probe every layer, write scores and a report.
 
+    Several tables, models or prompts make a run each, in folders of their own, and one page over all: index.html.
+    """
+
+    model: tuple[str, ...]  # type: ignore[assignment]
+    """'demo', a Hugging Face folder (path or gs://...), .gguf file, or hub name such as meta-llama/Llama-2-7b-hf; or
+    several."""
+    dataset: tuple[str, ...]  # type: ignore[assignment]
+    """A named table (see `jaxprobe data list`), a CSV or Parquet file (path or gs://...), or hf://datasets/ORG/NAME; or
+    several."""
+    prompt: tuple[str, ...] = ("empty",)  # type: ignore[assignment]
+    """A named prompt of the table, or text with {} for the name: "Where is {}"; or several."""
+    out: Path | None = None
+    """The run's folder (path or gs://...), new or to go on with; default: runs/TABLE-MODEL, with prompt and limit. Of
+    several runs the folder that has theirs; default: runs."""
     config: Path | None = None
     """Take the settings from another run, its folder or config.json; further options change them."""
     processes: str | None = None
     """One of several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise I/N@HOST:PORT."""
 
     def __call__(self, output: Output) -> None:
-        run_settings(settings_of(self), output, self.processes)
+        several = {name: getattr(self, name) for name in ("dataset", "model", "prompt")}
+        settings = RunSettings(**{**_settings_in(self), "dataset": "", "model": "", "prompt": ""})
+        runs = combine(settings, *several.values())
+        run_settings(runs, output, self.processes)
 
 
 def settings_of(command: RunSettings) -> RunSettings:
     """The settings alone of a command that takes them among others."""
-    return RunSettings(**{field.name: getattr(command, field.name) for field in dataclasses.fields(RunSettings)})
+    return RunSettings(**_settings_in(command))
 
 
-def run_settings(settings: RunSettings, output: Output, processes: str | None = None) -> None:
+def _settings_in(command: RunSettings) -> dict[str, Any]:
+    return {field.name: getattr(command, field.name) for field in dataclasses.fields(RunSettings)}
+
+
+def run_settings(several: Sequence[RunSettings], output: Output, processes: str | None = None) -> None:
     """Runs settings and prints the scores; of several processes the first one prints."""
-    from jaxprobe.runs.inputs import read_inputs
+    from jaxprobe.runs.inputs import read_several
 
     # What is wrong with a table or a folder is said before JAX is imported; several processes agree on it first.
-    inputs = read_inputs(settings) if processes is None else None
+    inputs = read_several(several) if processes is None else None
     from jaxprobe.host.processes import is_main, job
     from jaxprobe.runs.execute import run
+    from jaxprobe.runs.several import run_all
 
     with job(processes, output.tell):
         output.quiet |= not is_main()
-        directory = run(settings, output.reporter(), inputs)
+        if len(several) == 1:
+            directory = run(several[0], output.reporter(), inputs and inputs[0])
+            if is_main():
+                output.run(directory)
+            return
+        page = run_folder(several[0]).parent / "index.html"
+        directories = run_all(several, output.reporter(), inputs, page)
         if is_main():
-            output.run(directory)
+            output.several(directories, page)
 
 
 @dataclass(frozen=True, kw_only=True)

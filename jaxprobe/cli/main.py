@@ -161,6 +161,7 @@ def _parse(arguments: list[str], output: Output) -> commands.Command:
         values = asdict(read_settings(config))
         # An address is a path to tyro only as a Path, which as_path turns back.
         values |= {name: Path(str(values[name])) for name in ("out", "data_dir") if values[name] is not None}
+        values |= {name: (values[name],) for name in ("dataset", "model", "prompt")}  # of which `run` takes several
         default = {"default": commands.RunCommand(**values, config=config)}
     said = io.StringIO()
     try:

@@ -69,28 +69,13 @@ class Output:
 
     def run(self, directory: "RunDirectory") -> None:
         """A finished run: test scores by layer with the headline layer marked; for scripts where its files are too."""
-        from jaxprobe.html import scores_by_layer, scores_in_words
+        from jaxprobe.html import scores_in_words
 
-        scores, config = directory.read_scores(), directory.read_config()
-        result = config["result"]
-        names = {name: scores[name].iloc[0] for name in ("model", "dataset", "prompt")}
-        headline = result["headline_layer"]
         if self.as_json:
-            by_layer = scores_by_layer(scores)
-            chosen = _records(by_layer[by_layer["layer"] == headline])[0]
-            return self._object(
-                {
-                    "run": str(directory.path),
-                    "report": str(directory.report_path),
-                    "scores": str(directory.scores_csv_path),
-                    **names,
-                    "fingerprint": config["fingerprint"],
-                    "headline": chosen | {"chosen_by": result["chosen_by"]},
-                    "seconds": result["seconds"],
-                    "peak_memory_bytes": result["peak_memory_bytes"],
-                }
-            )
-        heads, rows, marked = scores_in_words(scores, headline)
+            return self._object(_record(directory))
+        scores, result = directory.read_scores(), directory.read_result()
+        names = {name: scores[name].iloc[0] for name in ("model", "dataset", "prompt")}
+        heads, rows, marked = scores_in_words(scores, result["headline_layer"])
         table = Table(
             *heads,
             title=escape("{model}, {dataset}, prompt {prompt}: test scores".format(**names)),
@@ -98,6 +83,18 @@ class Output:
         )
         for number, row in enumerate(rows):
             table.add_row(*map(escape, row), style="bold" if number == marked else None)
+        self._console.print(table)
+
+    def several(self, directories: "Sequence[RunDirectory]", page: AnyPath) -> None:
+        """Finished runs side by side, a row each; for scripts what `run` gives of each."""
+        from jaxprobe.report.overview import HEADS, overview_row
+        from jaxprobe.results.results import Run
+
+        if self.as_json:
+            return self._object({"page": str(page), "runs": [_record(directory) for directory in directories]})
+        table = Table(*HEADS, title=f"{len(directories)} runs: test scores of the chosen layer and its controls")
+        for directory in directories:
+            table.add_row(*map(escape, overview_row(Run(directory))))
         self._console.print(table)
 
     def predictions(self, run: "Run", frame: "pd.DataFrame") -> None:
@@ -176,6 +173,25 @@ class Output:
 
     def _object(self, value: dict[str, Any]) -> None:
         print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _record(directory: "RunDirectory") -> dict[str, Any]:
+    """What scripts get of a finished run."""
+    from jaxprobe.html import scores_by_layer
+
+    scores, config = directory.read_scores(), directory.read_config()
+    result, by_layer = config["result"], scores_by_layer(scores)
+    chosen = _records(by_layer[by_layer["layer"] == result["headline_layer"]])[0]
+    return {
+        "run": str(directory.path),
+        "report": str(directory.report_path),
+        "scores": str(directory.scores_csv_path),
+        **{name: scores[name].iloc[0] for name in ("model", "dataset", "prompt")},
+        "fingerprint": config["fingerprint"],
+        "headline": chosen | {"chosen_by": result["chosen_by"]},
+        "seconds": result["seconds"],
+        "peak_memory_bytes": result["peak_memory_bytes"],
+    }
 
 
 def _number(value: float, unit: str) -> str:

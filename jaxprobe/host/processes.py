@@ -23,7 +23,7 @@ import safetensors.numpy
 from jax._src import distributed as jax_distributed  # the key-value store has no public name; Orbax imports it as well
 from jax.experimental import multihost_utils
 
-from jaxprobe.errors import InputError, first_line
+from jaxprobe.errors import InputError, first_line, tell_once
 
 Tell = Callable[[int, Sequence[str]], None]  # shows the user why the job ends: its exit code, and lines
 # A process that was killed, or whose machine is gone, ends the others after this long. (JAX itself would after 100 s,
@@ -255,18 +255,9 @@ def agreed() -> Iterator[None]:
         yield
     except InputError as error:
         problems = error.problems
-    found: dict[str, list[int]] = {}
-    for process, theirs in enumerate(exchange(problems)):
-        for problem in theirs:
-            found.setdefault(problem, []).append(process)
-    if found:
-        everyone = jax.process_count()
-        raise AgreedError(
-            *(
-                problem if len(who) == everyone else f"Process {', '.join(map(str, who))}: {problem}"
-                for problem, who in found.items()
-            )
-        )
+    found = {str(process): theirs for process, theirs in enumerate(exchange(problems))}
+    if any(found.values()):
+        raise AgreedError(*tell_once(found, "Process"))
 
 
 def check_alike(fingerprints: Sequence[str]) -> None:

@@ -50,6 +50,28 @@ class Reporter:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+class Stopwatch:
+    """What one run took of the tasks that a reporter hears of; it can be stopped while others go on."""
+
+    def __init__(self, reporter: Reporter):
+        self._reporter, self._kept = reporter, {"total": 0.0}
+        self.start()
+
+    def start(self) -> None:
+        """Goes on."""
+        self._at, self._before = time.perf_counter(), dict(self._reporter.seconds)
+
+    def stop(self) -> None:
+        """Keeps what there is; what comes before the next start does not count."""
+        self._kept = self.seconds()
+
+    def seconds(self) -> dict[str, float]:
+        """Task -> how long it took so far, and ``total``."""
+        now = self._reporter.seconds | {"total": time.perf_counter()}
+        before = self._before | {"total": self._at}
+        return {name: self._kept.get(name, 0.0) + value - before.get(name, 0.0) for name, value in now.items()}
+
+
 class _Lines(Reporter):
     """A line of text for a task: while it runs, every so many seconds, and one at its end."""
 

@@ -45,7 +45,7 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
     """
     if path is not None:
         path = as_path(path)
-        _check_page(path)
+        check_page(path)
     runs: list[Run] = []
     problems: list[str] = []
     for directory in (run, *others):
@@ -77,7 +77,7 @@ def write_report(run: RunDirectory, *others: RunDirectory, path: AnyPath | None 
     return path
 
 
-def _check_page(path: AnyPath) -> None:
+def check_page(path: AnyPath) -> None:
     """Refuses a path that can't be written, or whose file is something else: scores, probes, someone's notes."""
     check_out(path, file=True)
     if path.is_file():

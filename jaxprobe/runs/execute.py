@@ -1,6 +1,5 @@
 """One run from its checks to its report: extract, fit, score, write."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +13,9 @@ from jaxprobe.data.tokens import token_notes
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import controls
 from jaxprobe.extract.extraction import fill_store, open_store
-from jaxprobe.extract.store.reader import open_activations
+from jaxprobe.extract.store.reader import Activations, open_activations
 from jaxprobe.host.processes import agreed, check_alike, exchange, is_main
-from jaxprobe.host.progress import Reporter, default_reporter, peak_memory
+from jaxprobe.host.progress import Reporter, Stopwatch, default_reporter, peak_memory
 from jaxprobe.mesh import mesh_text
 from jaxprobe.models.files.source import DEMO_DESCRIPTION, DEMO_MODEL
 from jaxprobe.models.load import LanguageModel, read_weights
@@ -45,35 +44,52 @@ def run(settings: RunSettings, reporter: Reporter | None = None, inputs: Inputs 
       InputError: whatever can't be used, before the model is compiled and with nothing half-written.
     """
     reporter = reporter or default_reporter()
-    started = time.perf_counter()
+    watch = Stopwatch(reporter)
     with agreed():
         prepared = prepare(inputs or read_inputs(settings), reporter)
-    return execute(prepared, reporter, started)
+    return execute(prepared, reporter, watch)
 
 
-def execute(prepared: Prepared, reporter: Reporter, started: float, model: Load | None = None) -> RunDirectory:
-    """Does what is left of a run after its checks, and returns its folder.
+def is_done(prepared: Prepared) -> bool:
+    """Whether nothing is left but perhaps the report; of several processes the first one's word counts.
 
-    Args:
-      started: when it began (``time.perf_counter``), for its total.
-      model: what gives the run's model, called where it is needed, for several runs of one; default: it is read.
+    Raises:
+      AgreedError: processes with other settings, another table, model or mesh.
     """
-    directory = prepared.directory
     # The fingerprint is of what changes a number; of the rest it is the mesh that processes must agree on.
     alike = f"{prepared.document['fingerprint']} on {mesh_text(prepared.mesh.shape)}"
     facts = exchange([alike, prepared.is_fitted])
     check_alike([fingerprint for fingerprint, _ in facts])
-    if facts[0][1]:
+    return facts[0][1]
+
+
+def execute(
+    prepared: Prepared,
+    reporter: Reporter,
+    watch: Stopwatch,
+    model: Load | None = None,
+    activations: Activations | None = None,
+) -> RunDirectory:
+    """Does what is left of a run after its checks, and returns its folder.
+
+    Args:
+      watch: has run since it began, for the seconds of its tasks.
+      model: what gives the run's model, called where it is needed, for several runs of one; default: it is read.
+      activations: from `read_states`, where that was called already.
+    """
+    directory = prepared.directory
+    if is_done(prepared):
         if is_main() and not directory.report_path.is_file():  # all but the last step was done
             write_report(directory)
         reporter.say(f"{directory.path} is finished: nothing to do. Report: {directory.report_path}")
         return directory
-    before = dict(reporter.seconds)  # of an earlier run
     load_model = model or (lambda: load(prepared, reporter))
-    probe = _probe_stored if prepared.settings.store else _probe_streamed
-    probes, controlled = probe(prepared, reporter, load_model)
-    seconds = {name: round(value - before.get(name, 0), 2) for name, value in reporter.seconds.items()}
-    seconds["total"] = round(time.perf_counter() - started, 2)
+    if prepared.settings.store:
+        states = activations or read_states(prepared, reporter, load_model)
+        probes, controlled = _probe_stored(prepared, reporter, states)
+    else:
+        probes, controlled = _probe_streamed(prepared, reporter, load_model)
+    seconds = {name: round(value, 2) for name, value in watch.seconds().items()}
     if is_main():
         for note in probes.notes:
             reporter.say(note)
@@ -89,9 +105,10 @@ def _claim(prepared: Prepared) -> None:
         prepared.directory.write_config(prepared.document)
 
 
-def _probe_stored(prepared: Prepared, reporter: Reporter, model: Load) -> tuple[LayerProbes, pd.DataFrame | None]:
+def _probe_stored(
+    prepared: Prepared, reporter: Reporter, activations: Activations
+) -> tuple[LayerProbes, pd.DataFrame | None]:
     """Probes from the stored states, and (of several processes only the first) the headline layer's controls."""
-    activations = _activations(prepared, reporter, model)
     options = {"seed": prepared.settings.seed} | _names(prepared)
     classifier = prepared.settings.classifier
     probes = fit_probes(activations, prepared.table, progress=reporter, classifier=classifier, **options)
@@ -142,7 +159,7 @@ def _not_finite(weights: Any) -> Any:
     return jax.tree.map(lambda leaf: ~jnp.isfinite(leaf).all(), weights)
 
 
-def _activations(prepared: Prepared, reporter: Reporter, model: Load):
+def read_states(prepared: Prepared, reporter: Reporter, model: Load) -> Activations:
     """The stored states; computes what is missing of them. The weights are released before probes are fitted."""
     path = prepared.directory.activations_path
     read = None if path.exists() else model()

@@ -1,14 +1,17 @@
 """A run's table and names, checked before anything that takes seconds to import: what is wrong here is said at once."""
 
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxprobe.data.catalog import load_table
 from jaxprobe.data.prompt import find_prompt
 from jaxprobe.data.table import EntityTable
-from jaxprobe.errors import InputError
+from jaxprobe.errors import InputError, tell_once
 from jaxprobe.host.paths import as_path, check_out, is_address
 from jaxprobe.models.files.source import DEMO_MODEL, find_model
-from jaxprobe.settings import RunSettings, check_settings, default_folder
+from jaxprobe.settings import RunSettings, check_settings, run_folder
 from jaxprobe.sites import parse_sites
 
 
@@ -19,8 +22,33 @@ class Inputs(NamedTuple):
     table: EntityTable
 
 
-def read_inputs(settings: RunSettings) -> Inputs:
+def read_several(several: Sequence[RunSettings]) -> list[Inputs]:
+    """`read_inputs` of each; what is one table is read once.
+
+    Raises:
+      InputError: every problem of each of them.
+    """
+    read = functools.cache(load_run_table)
+    load = lambda settings: read(replace(settings, model="", prompt="", out=None))
+    inputs: list[Inputs] = []
+    problems: dict[str, list[str]] = {}
+    for settings in several:
+        found: list[str] = []
+        problems[str(run_folder(settings))] = found
+        try:
+            inputs.append(read_inputs(settings, load))
+        except InputError as error:
+            found += error.problems
+    if any(problems.values()):
+        raise InputError(*tell_once(problems, "Run"))
+    return inputs
+
+
+def read_inputs(settings: RunSettings, load: Callable[[RunSettings], EntityTable] | None = None) -> Inputs:
     """Reads the table, and checks all that can be checked of settings without opening the model. Writes nothing.
+
+    Args:
+      load: what reads the table, where it may have been read already; default: `load_run_table`.
 
     Raises:
       InputError: every problem found, of the settings, their folder, the table, the prompt and the model's name.
@@ -29,7 +57,7 @@ def read_inputs(settings: RunSettings) -> Inputs:
     problems: list[str] = []
     table = None
     try:
-        table = load_run_table(settings)
+        table = (load or load_run_table)(settings)
         find_prompt(table.name, settings.prompt)
     except InputError as error:
         problems += error.problems
@@ -70,7 +98,7 @@ def _check_combination(settings: RunSettings) -> None:
 
 
 def _check_folder(settings: RunSettings) -> None:
-    check_out(as_path(settings.out or default_folder(settings)))
+    check_out(run_folder(settings))
 
 
 def _check_model(settings: RunSettings) -> None:

@@ -3,8 +3,6 @@
 Source: Gurnee & Tegmark (2023), "Language Models Represent Space and Time", arXiv 2310.02207, table of test R2.
 """
 
-import functools
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,21 +10,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxprobe.cost.counts import forward_operations, forward_seconds
 from jaxprobe.data.catalog import list_datasets
 from jaxprobe.data.prompt import list_prompts
 from jaxprobe.errors import InputError
 from jaxprobe.experiments import blocks, controls, entity_types, layers, registry
 from jaxprobe.experiments import prompts as prompt_transfer
 from jaxprobe.experiments.base import write_rows, write_table
-from jaxprobe.extract.store.writer import check_space
 from jaxprobe.host.paths import AnyPath, as_path
-from jaxprobe.host.progress import Reporter, default_reporter, in_words
-from jaxprobe.models.load import open_model
+from jaxprobe.host.progress import Reporter, default_reporter
 from jaxprobe.results.results import Run
-from jaxprobe.runs.execute import execute, load
-from jaxprobe.runs.inputs import read_inputs
-from jaxprobe.runs.prepare import Prepared, prepare
+from jaxprobe.runs.several import run_all
 from jaxprobe.settings import RunSettings
 
 
@@ -81,7 +74,7 @@ def run_paper(
     """
     configs = plan_runs(model, out, data_dir, prompts, limit)
     reporter = reporter or default_reporter()
-    runs = run_all(configs, reporter)
+    runs = [directory.path for directory in run_all(configs, reporter)]
     tables = run_experiments(runs, reporter, random_weights)
     for name, frame in tables.items():
         reporter.say(f"{name}: {write_table(registry.load(name), frame, out)}")
@@ -115,26 +108,6 @@ def run_experiments(runs: Sequence[AnyPath], reporter: Reporter, random_weights:
     return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items() if frames}
 
 
-def run_all(settings: Sequence[RunSettings], reporter: Reporter) -> list[AnyPath]:
-    """Runs of one model, which is opened and read once; their folders. All are checked before the first one starts."""
-    inputs = [read_inputs(each) for each in settings]
-    files, said, prepared = open_model(settings[0].model), [], []
-    for each in inputs:
-        heard = Reporter()
-        prepared.append(prepare(each, heard, files))
-        said.append(heard.lines)
-    todo = [each for each in prepared if not each.is_fitted]
-    unstored = [each for each in todo if not each.directory.activations_path.exists()]
-    check_space(settings[0].out, sum(each.disk_bytes for each in unstored))
-    reporter.say(f"{len(todo)} of {len(prepared)} runs to do{how_long(todo)}.")
-    model = functools.cache(lambda: load(todo[0], reporter))  # once, and not where all states are stored
-    for each, lines in zip(prepared, said, strict=True):
-        for line in lines:
-            reporter.say(line)
-        execute(each, reporter, time.perf_counter(), model)
-    return [each.directory.path for each in prepared]
-
-
 def plan_runs(
     model: str, out: AnyPath, data_dir: Path | None, prompts: Sequence[str], limit: int | None
 ) -> list[RunSettings]:
@@ -156,18 +129,6 @@ def plan_runs(
     if unknown:
         raise InputError(f"Prompt {', '.join(sorted(unknown))} is of none of the tables {', '.join(tables)}.")
     return configs
-
-
-def how_long(todo: Sequence[Prepared]) -> str:
-    """How long the forward passes of runs will take, where that can be said before they start."""
-    operations = sum(forward_operations(each.extraction.plan, each.files.config) for each in todo)
-    seconds = forward_seconds(operations, todo[0].mesh) if todo else None
-    if seconds is None:
-        return ""
-    return (
-        f": forward passes of about {in_words(seconds)} at this machine's rate; probes, controls and hold-outs "
-        "come on top"
-    )
 
 
 def compare(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Everything about a run that can be checked before its weights are read; and what will be done, in words."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from jaxprobe.data.tokens import show_tokens, token_notes
 from jaxprobe.extract.extraction import Extraction, extraction_settings, plan_extraction, split_extraction
 from jaxprobe.extract.store.layout import size_on_disk
 from jaxprobe.extract.store.writer import check_space
-from jaxprobe.host.paths import as_path
 from jaxprobe.host.processes import is_main
 from jaxprobe.host.progress import Reporter, in_words
 from jaxprobe.mesh import mesh_text
@@ -25,7 +25,7 @@ from jaxprobe.results.folder import RunDirectory
 from jaxprobe.runs.fit import make_folds
 from jaxprobe.runs.fit_classes import CRITERIA
 from jaxprobe.runs.inputs import Inputs
-from jaxprobe.settings import RunSettings, absolute_paths, default_folder, fingerprint, to_json, versions
+from jaxprobe.settings import RunSettings, absolute_paths, fingerprint, run_folder, to_json, versions
 from jaxprobe.sites import Site, last_block
 
 
@@ -82,11 +82,9 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
     """
     settings, table = inputs
     # The default dtype is another one on other machines.
-    settings = replace(
-        settings, out=as_path(settings.out or default_folder(settings)), dtype=choose_dtype(settings.dtype)
-    )
+    settings = replace(settings, out=run_folder(settings), dtype=choose_dtype(settings.dtype))
     if files is None:
-        files = _open_model(settings)
+        files = open_run_model(settings)
     mesh, mesh_reason = place(files.config, settings.mesh, settings.dtype)
     files = fit_mesh(files, mesh, settings.replicate_kv)
     extraction = plan_extraction(
@@ -129,7 +127,8 @@ def prepare(inputs: Inputs, reporter: Reporter, files: ModelFiles | None = None)
     return prepared
 
 
-def _open_model(settings: RunSettings) -> ModelFiles:
+def open_run_model(settings: RunSettings) -> ModelFiles:
+    """The model of a run, as far as its layers and sites ask for it. Raises InputError as `open_model`."""
     sites = [*map(Site.parse, settings.sites), *(Site("block", layer) for layer in settings.layers)]
     return open_model(
         settings.model,
@@ -204,7 +203,7 @@ def describe(prepared: Prepared) -> list[str]:
     slots, prefixes = sum(plan.slots for plan in plans), sum(plan.distinct_prefixes for plan in plans)
     lines += [
         f"Forward: {slots:,} slots for {prefixes:,} distinct prefixes of {len(extraction.tokens.ids):,} tokens; "
-        f"{_effort(prepared)}.",
+        f"{effort([prepared])}.",
         f"States: {len(extraction.states)} of {len(table):,} x "
         f"{' and '.join(map(str, sorted({config.width, *extraction.widths.values()})))}, "
         + (
@@ -220,11 +219,11 @@ def describe(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _effort(prepared: Prepared) -> str:
+def effort(several: Sequence[Prepared]) -> str:
     """Operations of the forward passes, and how long they take where that is known before they start."""
-    operations = sum(forward_operations(part.plan, prepared.files.config) for part in prepared.passes)
+    operations = sum(forward_operations(part.plan, each.files.config) for each in several for part in each.passes)
     size = f"{operations / 1e12:,.1f} TFLOP"
-    seconds = None if prepared.is_fitted else forward_seconds(operations, prepared.mesh)
+    seconds = None if all(each.is_fitted for each in several) else forward_seconds(operations, several[0].mesh)
     if seconds is None:
         return size
     return f"{size}, about {in_words(seconds)} at this machine's rate; probes and report come on top"

@@ -20,8 +20,9 @@ from jaxprobe.extract.store.reader import open_activations
 from jaxprobe.host.progress import Reporter, TerminalReporter
 from jaxprobe.results.results import Run
 from jaxprobe.runs.execute import run
-from jaxprobe.runs.paper import PUBLISHED, load, plan_runs, run_all, run_paper
+from jaxprobe.runs.paper import PUBLISHED, plan_runs, run_paper
 from jaxprobe.runs.predict import conformal_width, predict
+from jaxprobe.runs.several import load, run_all
 from jaxprobe.settings import RunConfig
 from tests.tiny_llama import save_model
 
@@ -390,12 +391,12 @@ def test_no_run_is_refused(capsys):
 @pytest.mark.slow
 def test_the_paper_reads_its_model_once_and_only_for_states_that_are_missing(model, tables, tmp_path, monkeypatch):
     loaded, checked, asked = [], [], []
-    monkeypatch.setattr("jaxprobe.runs.paper.load", lambda *given: (loaded.append(1), load(*given))[1])
+    monkeypatch.setattr("jaxprobe.runs.several.load", lambda *given: (loaded.append(1), load(*given))[1])
     for module in ("prepare", "execute"):
         monkeypatch.setattr(f"jaxprobe.runs.{module}.check_memory", lambda *given: checked.append(len(loaded)))
-    monkeypatch.setattr("jaxprobe.runs.paper.check_space", lambda path, size: asked.append(size))
+    monkeypatch.setattr("jaxprobe.runs.several.check_space", lambda path, size: asked.append(size))
     configs = plan_runs(model, tmp_path, tables, ("empty",), None)
-    paths = run_all(configs, Reporter())
+    paths = [directory.path for directory in run_all(configs, Reporter())]
     # Each run before any weights are read, and then once more as they are: never with them in memory.
     assert len(loaded) == 1 and checked == [0] * len(paths) + [1]
     files = [file for path in paths for file in (path / "activations").rglob("*") if file.is_file()]
