@@ -19,7 +19,7 @@ from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.load import DTYPES
 from jaxprobe.models.transformer import Bins, Root, abstract_weights
 from jaxprobe.plan.hlo import collectives, turns
-from jaxprobe.plan.topologies import compiler_options, without_cache
+from jaxprobe.plan.topologies import compiler_options, with_little_effort, without_cache
 from jaxprobe.probes import solve
 from jaxprobe.probes.devices import layers_at_once
 from jaxprobe.probes.moments import ROTATED
@@ -78,7 +78,7 @@ def ridge_programs(
     counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS), devices[0].platform)
     each = batch // mesh.size
     compiled = []
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), with_little_effort():
         programs = solve.row_programs(mesh, batch, rows, width, targets, DTYPES[dtype], len(RELATIVE_ALPHAS))
         for name, program in programs.items():
             named = Program(f"ridge: {name}", 0, 0, 0, 0, each * counted[name].operations, 0)

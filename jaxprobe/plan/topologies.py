@@ -115,3 +115,17 @@ def without_cache() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         compilation_cache.reset_cache()
+
+
+@contextmanager
+def with_little_effort() -> Iterator[None]:
+    """Compiles for a TPU in a sixth of the time, where all that is asked of a program is a bound on its memory.
+
+    It takes up to a tenth more than with full effort (726 MB, not 660: 8,000 rows of width 4,096).
+    """
+    before = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)

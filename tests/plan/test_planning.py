@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 
-import jax
 import numpy as np
 import pytest
 
@@ -212,11 +211,9 @@ def test_a_step_on_an_h100_takes_little_beside_weights_and_states(cuda):
 
 @pytest.fixture
 def little_effort():
-    """The compiler looks for less: a sixth of the time; the smallest model is compiled as a user's plan does."""
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    yield
-    jax.config.update("jax_exec_time_optimization_effort", before)
+    """The forward too; the smallest model's is compiled as a user's plan does."""
+    with topologies.with_little_effort():
+        yield
 
 
 @pytest.mark.libtpu
