@@ -248,7 +248,7 @@ def solve_sums(sums: solve.Sums, moments: Mapping[str, Moments], *, criterion: s
 
     Args:
       sums: of the states in the order of ``moments``, and others after them that do not count.
-      moments: as in ``solve_moments``; read where float32 does not suffice.
+      moments: as in ``solve_moments``; read where float32 does not suffice for a penalty that may be the best.
     """
     if not moments:
         return {}
@@ -258,13 +258,8 @@ def solve_sums(sums: solve.Sums, moments: Mapping[str, Moments], *, criterion: s
     variance = sums.yy.sum(0) / total - (sums.y_sum.sum(0) / total) ** 2
     y_scale = np.sqrt(np.where(variance > 0, variance, 1.0))
 
-    def on_host(state: int) -> search.Solved:
-        if state >= len(names):
-            return search.Solved(*[np.zeros(1)] * len(search.Solved._fields))
-        solved = solve.solve_moments(_over_scale(moments[names[state]], y_scale), choice)
-        return solved._replace(repeated=np.full(1, -1))
-
-    solved = solve.solve_sums(sums, y_scale, choice, on_host)[: len(names)]
+    scaled = lambda state: _over_scale(moments[names[state]], y_scale)
+    solved = solve.solve_sums(sums, y_scale, choice, len(names), scaled)
     for name, one in zip(names, solved, strict=True):
         search.check_finite([name], one)
         search.warn_of_condition([name], one, "float32")

@@ -44,6 +44,7 @@ class Solved(NamedTuple):
     condition: np.ndarray
     least: np.ndarray  # [B] the least 1 - h of a row at any penalty; 1 where the criterion has none
     repeated: np.ndarray  # [B] how many penalties were solved again in float64; -1 for all that there is
+    left: np.ndarray  # [B] how many were not though float32 does not suffice, as they are far from the best
     wide: np.ndarray  # [B] whether the weights have more digits than float32
 
 
@@ -142,6 +143,11 @@ def notes_of(names: Sequence[str], solved: Solved) -> tuple[str, ...]:
                 f"State '{name}': {share} again in float64 on the host, as float32 does not suffice "
                 f"(least 1 - h of a row {least:.1e}, condition {condition:.1e})."
             )
+    if left := [f"'{name}'" for name, some in zip(names, solved.left, strict=True) if some]:
+        notes.append(
+            f"State {', '.join(left)}: at up to {solved.left.max()} penalties the criterion may be wrong in its third "
+            "digit, as float32 does not suffice; it is too far above the least for these to be chosen."
+        )
     return tuple(notes)
 
 

@@ -4,7 +4,8 @@ On a CPU from rows: an eigendecomposition (eigen.py), whose products are in floa
 from rows: float32 Cholesky (cholesky.py). From moments everywhere: Cholesky (folds.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -117,7 +118,7 @@ def _solved(choice: Choice, weights, x_mean, alpha, alphas, losses, condition, l
     alpha = alpha if choice.alpha_per_target else alpha[:, 0]
     least = np.ones(len(alpha)) if least is None else least
     repeated = np.zeros(len(alpha), int) if repeated is None else repeated
-    found = weights, x_mean, alpha, alphas, losses, condition, least, repeated, wide
+    found = weights, x_mean, alpha, alphas, losses, condition, least, repeated, np.zeros(len(alpha), int), wide
     return Solved(*(np.array(leaf) for leaf in found))  # copies: JAX's are read only
 
 
@@ -298,44 +299,77 @@ def _fold_moments(x: Float[Array, "N D"], y: Float[Array, "N C"], rows, inside) 
     return jax.lax.map(lambda fold: moments_of(x[fold[0]], y[fold[0]], "float64", x_shift, fold[1]), (rows, inside))
 
 
-def solve_moments(m: Moments, choice: Choice) -> Solved:
-    """Probes of one layer from moments of standardised targets, leading axis [J]: k-fold over J, or generalised.
+class _OnHost:
+    """One state's moments of standardised targets, leading axis [J], on a CPU in float64.
 
     Factors are in float32, refined to the moments' float64; where that does not converge they are in float64 too.
     """
-    rotated, top, axes, scale = rotate_moments(m)
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        rotated = Moments(*map(jax.numpy.asarray, rotated))
-        everything = _total(rotated)
-        criterion = folds.k_fold if choice.criterion == "k_fold" else folds.generalised
-        repeated = np.zeros(1, int)
 
-        def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-            of_all = _compiled(criterion, *ATTEMPTS[0], together=False)(rotated, alphas[0])
+    def __init__(self, m: Moments, criterion: str):
+        rotated, self._top, self._axes, self.scale = rotate_moments(m)
+        self._criterion = folds.k_fold if criterion == "k_fold" else folds.generalised
+        with self._here():
+            self._rotated = Moments(*map(jax.numpy.asarray, rotated))
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            yield
+
+    def criteria(self, alphas: Float[np.ndarray, " A"]) -> tuple[Float[np.ndarray, "A C"], int]:
+        """(the criterion at every penalty, how many of them needed factors in float64)."""
+        with self._here():
+            of_all = _compiled(self._criterion, *ATTEMPTS[0], together=False)(self._rotated, alphas)
             losses, doubt = np.array(of_all.losses), np.array(of_all.doubt)
+            doubtful = int((~(doubt < 1)).sum())
             for attempt in ATTEMPTS[1:]:
                 for column in np.flatnonzero(~(doubt < 1)):
-                    again = _compiled(criterion, *attempt, together=False)(rotated, alphas[0, column, None])
+                    again = _compiled(self._criterion, *attempt, together=False)(self._rotated, alphas[column, None])
                     losses[column], doubt[column] = np.asarray(again.losses)[0], np.asarray(again.doubt)[0]
-                    repeated[0] += attempt == ATTEMPTS[1]
-            return losses[None]
+        return losses, doubtful
 
-        alpha, alphas, losses = search(errors, [scale], choice)
-        weights, condition = np.zeros((1, *m.xy.shape[1:])), np.zeros(1)
-        for value in np.unique(alpha):
-            for attempt in ATTEMPTS:
-                found, at, doubt = map(np.asarray, _compiled(folds.weights_at, *attempt)(rotated, value))
-                if doubt < 1:
-                    break
-            chosen = alpha[0] == value
-            weights[0][:, chosen], condition = found[:, chosen], np.maximum(condition, at)
-    x_mean = np.array(everything.x_shift + everything.x_sum / everything.count)[None]
-    for leaf in (weights, x_mean[..., None]):
-        leaf[0, top] = axes @ leaf[0, top]
-    return _solved(choice, weights, x_mean, alpha, alphas, losses, condition, None, repeated, wide=np.ones(1, bool))
+    def weights(self, alpha: float) -> tuple[Float[np.ndarray, "D C"], float]:
+        """(weights of the dimensions of x, condition) at one penalty."""
+        for attempt in ATTEMPTS:
+            with self._here():
+                found, condition, doubt = map(np.array, _compiled(folds.weights_at, *attempt)(self._rotated, alpha))
+            if doubt < 1:
+                break
+        found[self._top] = self._axes @ found[self._top]
+        return found, float(condition)
+
+    def x_mean(self) -> Float[np.ndarray, " D"]:
+        with self._here():
+            everything = _total(self._rotated)
+            mean = np.array(everything.x_shift + everything.x_sum / everything.count)
+        mean[self._top] = self._axes @ mean[self._top]
+        return mean
+
+
+def solve_moments(m: Moments, choice: Choice) -> Solved:
+    """Probes of one layer from moments of standardised targets, leading axis [J]: k-fold over J, or generalised."""
+    host, repeated = _OnHost(m, choice.criterion), np.zeros(1, int)
+
+    def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        losses, again = host.criteria(alphas[0])
+        repeated[0] += again
+        return losses[None]
+
+    alpha, alphas, losses = search(errors, [host.scale], choice)
+    weights, condition = np.zeros((1, *m.xy.shape[1:])), np.zeros(1)
+    for value in np.unique(alpha):
+        found, at = host.weights(value)
+        chosen = alpha[0] == value
+        weights[0][:, chosen], condition = found[:, chosen], np.maximum(condition, at)
+    x_mean, wide = host.x_mean()[None], np.ones(1, bool)
+    return _solved(choice, weights, x_mean, alpha, alphas, losses, condition, None, repeated, wide=wide)
 
 
 _total = jax.jit(folds.total)
+
+
+# Of the criterion from sums, a unit of doubt: on planted states errors came to 2e-3 at most.
+MOST_ERROR = 1e-2
 
 
 class Sums(NamedTuple):
@@ -352,12 +386,18 @@ class Sums(NamedTuple):
     yy: np.ndarray  # [J, C]
 
 
-def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[int], Solved]) -> list[Solved]:
-    """Probes of each of the L states, in float32 where the sums are, each device one state after the other.
+def solve_sums(
+    s: Sums, y_scale: np.ndarray, choice: Choice, states: int, moments: Callable[[int], Moments]
+) -> list[Solved]:
+    """Probes of each state, in float32 where the sums are, each device one state after the other.
+
+    A penalty in doubt goes to the host where it may be the best one. The others, nearly all, stay as float32 has them
+    and are counted: float64 of the same sums would take the host seconds to hours, for a half to a tenth of the error.
 
     Args:
       y_scale: [C] deviations of the targets.
-      on_host: solves a state, by its number, that float32 does not suffice for.
+      states: how many of the L are no filling.
+      moments: of standardised targets of a state, by its number; asked for where float32 does not suffice.
     """
     mesh = s.mesh
     each = len(s.sums) // mesh.size
@@ -368,38 +408,52 @@ def solve_sums(s: Sums, y_scale: np.ndarray, choice: Choice, on_host: Callable[[
     shift, top, axes = (np.asarray(leaf) for leaf in (s.shift, s.top, s.axes))
     turned = rotation(axes)
     back = np.linalg.inv(turned)
-    solved: list[Solved | None] = [None] * len(s.sums)
-    for turn in range(each):
-        here = np.arange(mesh.size) * each + turn
-        run = lambda function, values, turn=turn, **static: jax.tree.map(
+
+    def one_of_each_device(here: np.ndarray) -> list[Solved]:
+        run = lambda function, values, **static: jax.tree.map(
             partial(np.array, dtype=np.float64),
-            over_sums(function, mesh, **static)(np.int32(turn), s.sums, *targets, values),
+            over_sums(function, mesh, **static)(np.int32(here[0]), s.sums, *targets, values),
         )
         with jax.enable_x64(False):
             x_off, squares, block = run(folds.spread, top[here])
         mean_of_top = np.einsum("lk,lkd->ld", np.take_along_axis(x_off, top[here], axis=1), back[here])
         np.put_along_axis(x_off, top[here], mean_of_top, axis=1)
         scale = [_scale(*one) for one in zip(squares, top[here], block, back[here], strict=True)]
-        spoilt = np.zeros(mesh.size, bool)
+        least = np.full(len(here), np.inf)  # of the criterion where it is believed
+        repeated, left = np.zeros((2, len(here)), int)
+        on_host = cache(lambda i: _OnHost(moments(here[i]), choice.criterion))
 
-        def errors(alphas: np.ndarray, wanted: np.ndarray, run=run, spoilt=spoilt) -> np.ndarray:
+        def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             with jax.enable_x64(False):
                 found = run(criterion, alphas.astype(np.float32), together=together, **options)
-            spoilt |= wanted & ~(found.doubt < 1).all(axis=1)
-            return found.losses / y_scale**2
+            losses, asked = found.losses / y_scale**2, (wanted & (here < states))[:, None]
+            mean, doubtful = losses.mean(axis=2), ~(found.doubt < 1) & asked
+            np.minimum(least, np.where(asked & ~doubtful, mean, np.inf).min(axis=1), out=least)
+            # What is NaN may be anything, and of the generalised criterion no such bound is known.
+            too_much = (mean * (1 - MOST_ERROR * found.doubt) > least[:, None]) & (choice.criterion == "k_fold")
+            for i, column in np.argwhere(doubtful & ~too_much):
+                losses[i, column] = on_host(i).criteria(alphas[i, column, None])[0][0]
+            repeated[:] += (doubtful & ~too_much).sum(axis=1)
+            left[:] += (doubtful & too_much).sum(axis=1)
+            return losses
 
         alpha, alphas, losses = search(errors, scale, choice._replace(alpha_per_target=False))
         with jax.enable_x64(False):
             weights, condition, doubt = run(folds.weights_at, alpha[:, 0].astype(np.float32), **options)
         for i, state in enumerate(here):
-            if spoilt[i] or not doubt[i] < 1:
-                solved[state] = on_host(state)
-                continue
-            weights[i][top[state]] = turned[state] @ weights[i][top[state]]
-            one = weights[i] / y_scale, shift[state] + x_off[i], alpha[i], alphas[i], losses[i], condition[i]
-            wide = np.ones(1, bool)
-            solved[state] = _solved(choice, *(np.asarray(leaf)[None] for leaf in one), wide=wide)
-    return solved
+            if doubt[i] < 1 or state >= states:
+                weights[i][top[state]] = turned[state] @ weights[i][top[state]]
+                weights[i] /= y_scale
+            else:
+                weights[i], condition[i] = on_host(i).weights(alpha[i, 0])
+                repeated[i] += 1
+        found = weights, shift[here] + x_off, alpha, alphas, losses, condition, None, repeated
+        solved = _solved(choice, *found, wide=np.ones(len(here), bool))._replace(left=left)
+        return [Solved(*(leaf[i, None] for leaf in solved)) for i in range(len(here))]
+
+    found = (one_of_each_device(np.arange(turn, len(s.sums), each)) for turn in range(each))
+    by_device = zip(*found, strict=True)
+    return [one for device in by_device for one in device][:states]
 
 
 def _scale(squares: np.ndarray, top: np.ndarray, block: np.ndarray, back: np.ndarray) -> float:

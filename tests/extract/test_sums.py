@@ -1,5 +1,7 @@
 """Streamed moments against float64 sums over the same rows."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -51,8 +53,8 @@ def in_float64(stream):
 
 
 def in_float32(stream):
-    """As accelerators do, where the sums are."""
-    return solve_sums(stream.on_devices(), moments_of(stream))
+    """As accelerators do, where the sums are; of the moments nothing is asked."""
+    return solve_sums(stream.on_devices(), dict.fromkeys(stream.states))
 
 
 def assert_moments_are_right(stream, x, y, segments):
@@ -208,7 +210,11 @@ def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(shar
     expected = np.array([truth.without(labels, alpha) for alpha in alphas])
     best = (expected / y.var(0)).mean(1).argmin()
     assert fit.alpha[0] == alphas[best]
-    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert len(fit.notes) == (share == 0.5 and solve is in_float32)
+    left = int(re.search(r"up to (\d+) penalties", fit.notes[0])[1]) if fit.notes else 0
+    assert left <= 3  # the smallest; nothing was asked of the host
+    np.testing.assert_allclose(losses[left:], expected[left:], rtol=1e-3)
+    np.testing.assert_allclose(losses[:left], expected[:left], rtol=2e-2)
     np.testing.assert_allclose(losses[best], expected[best], rtol=1e-5)
     _, _, fitted = truth.leave_one_out(alphas[best])
     np.testing.assert_allclose(predict_layer(fit, 0, x), fitted, atol=1e-4 * y.std(0).max())
