@@ -23,6 +23,8 @@ from jaxprobe.probes.root import inverse_root
 # criterion of planted states is within 1e-3 of float64's.
 STEP_LIMIT = {"float64": 1e-6, "float32": 1e-3}
 FIRST_LIMIT = 3e-3
+# Errors beside the targets' squares: below this what they are a difference of leaves them less than three digits.
+LEAST_ERRORS = {"float64": 1e-12, "float32": 1e-4}
 
 
 class Normal(NamedTuple):
@@ -90,7 +92,8 @@ def k_fold(
             weights, _, last = _solve(normal, alpha, *_factor(normal, alpha, dtype, blocked))
             weights = weights * normal.unscale[:, None]
             errors = yy - 2 * jnp.sum(weights * xy, axis=0) + jnp.sum(weights * product(xx, weights), axis=0)
-            return errors, last / STEP_LIMIT[str(xx.dtype)]
+            cancelled = jnp.max(jnp.where(yy > 0, yy / jnp.where(errors > 0, errors, 0), 0))
+            return errors, jnp.maximum(last / STEP_LIMIT[str(xx.dtype)], LEAST_ERRORS[str(xx.dtype)] * cancelled)
 
         return lax.map(one_alpha, alphas)
 
