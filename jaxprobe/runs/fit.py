@@ -20,6 +20,7 @@ from jaxprobe.host.processes import gather_rows, share
 from jaxprobe.host.progress import Progress, default_reporter
 from jaxprobe.html import html_table, scores_in_words
 from jaxprobe.models.load import LanguageModel
+from jaxprobe.probes.devices import on_cpu
 from jaxprobe.probes.folds import total
 from jaxprobe.probes.lengths import length_notes, row_lengths
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
@@ -328,7 +329,7 @@ def stream_probes(
         here = np.array([stream.states.index(state) for state in stream.states_here], np.int64)
         join = functools.partial(gather_rows, rows=here)
         unseen = _StateMoments(stream, lambda count: None)
-        if jax.local_devices()[0].platform == "cpu":  # float64 costs little there
+        if on_cpu(language_model.mesh):  # float64 costs little there
             solved = join(solve_moments(_StateMoments(stream, advance), criterion="k_fold"))
         else:
             solved = join(solve_sums(stream.on_devices(), unseen))
