@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxprobe.data.prompt import Prompt
+from jaxprobe.data.prompt import Prompt, find_prompt
 from jaxprobe.data.render_chat import CPU_SECONDS
 from jaxprobe.errors import InputError
 
@@ -20,6 +20,18 @@ _HERE = "jaxprobe1entity1here"  # stands for the entity while the template is re
 _SECONDS = 60  # of the clock: for a machine that does other things as well
 _LONGEST_TEMPLATE = 1_000_000  # letters; published ones have a few thousand
 _WITHOUT = "Leave --chat out, or name another tokenizer with --tokenizer."
+
+
+def put_prompt(
+    tokenizer: PreTrainedTokenizerFast, dataset: str, prompt: Prompt | str, texts: Sequence[str], *, chat: bool
+) -> Prompt:
+    """The prompt of a data set by its name or template (see `find_prompt`), in the tokenizer's chat where asked for.
+
+    Raises:
+      InputError: as `find_prompt` and `wrap_in_chat`.
+    """
+    found = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
+    return wrap_in_chat(tokenizer, found, texts) if chat else found
 
 
 def wrap_in_chat(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, texts: Sequence[str] = ()) -> Prompt:

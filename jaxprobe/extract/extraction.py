@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxprobe.data.chat import wrap_in_chat
-from jaxprobe.data.prompt import Prompt, find_prompt
+from jaxprobe.data.chat import put_prompt
+from jaxprobe.data.prompt import Prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import Tokens, tokenize
 from jaxprobe.errors import InputError
@@ -88,9 +88,7 @@ def plan_extraction(
     """
     dataset = texts.name if isinstance(texts, EntityTable) else ""
     texts = _texts(texts)
-    prompt = find_prompt(dataset, prompt) if isinstance(prompt, str) else prompt
-    if chat:
-        prompt = wrap_in_chat(files.tokenizer, prompt, texts)
+    prompt = put_prompt(files.tokenizer, dataset, prompt, texts, chat=chat)
     chosen = choose_sites(files.config.layers, files.complete, layers=layers, final_norm=final_norm, sites=sites)
     if files.config.parallel and (none := [str(site) for site in chosen if site.kind == "mid"]):
         raise InputError(

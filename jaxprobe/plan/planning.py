@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxprobe.cost.chips import Machine, parse_topology
 from jaxprobe.cost.counts import Fit, Program, Step, count_fit, count_fit_of_sums, count_step, count_sums, forward_steps
 from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
-from jaxprobe.data.chat import wrap_in_chat
-from jaxprobe.data.prompt import find_prompt
+from jaxprobe.data.chat import put_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
 from jaxprobe.errors import InputError
@@ -135,9 +134,7 @@ def plan(settings: RunSettings, topology: str, say: Callable[[str], None] = lamb
     config = fit_config(config, sizes, settings.replicate_kv)
     words, own = _tokenizer(source, settings.tokenizer, checkpoint)
     table = load_run_table(settings)
-    found_prompt = find_prompt(table.name, settings.prompt)
-    if settings.chat:
-        found_prompt = wrap_in_chat(words, found_prompt, table.texts)
+    found_prompt = put_prompt(words, table.name, settings.prompt, table.texts, chat=settings.chat)
     tokens = tokenize(
         words,
         table.texts,
