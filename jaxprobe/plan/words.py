@@ -93,8 +93,8 @@ def assumptions(plan: RunPlan) -> list[str]:
         f"{STORE_BYTES / 1e9:.0f} GB/s a host ({plan.machine.hosts} here).",
         f"Factorisations on chips go column by column, {COLUMN_SECONDS:.0e} s each (a guess), for all states "
         f"or folds of a batch; {WHITENED} of {len(RELATIVE_ALPHAS)} penalties are whitened.",
-        "Penalties that float32 does not suffice for are solved again in float64 on the hosts (with --no-store only "
-        "such as may be the best): that comes on top.",
+        "Penalties that float32 does not suffice for are solved again in float64 on the hosts (with --no-store and "
+        "widths above 2,048 only such as may be the best): that comes on top.",
         *(
             [f"JAX takes {GPU_POOL:.0%} of a GPU's memory; the variable XLA_CLIENT_MEM_FRACTION names another part."]
             if chip.platform == "gpu"

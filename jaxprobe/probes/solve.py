@@ -370,6 +370,8 @@ _total = jax.jit(folds.total)
 
 # Of the criterion from sums, a unit of doubt: on planted states errors came to 2e-3 at most.
 MOST_ERROR = 1e-2
+# Up to this width float64 on the host takes less than a second a penalty, and every penalty in doubt is redone.
+REDONE_WIDTH = 2048
 
 
 class Sums(NamedTuple):
@@ -391,8 +393,8 @@ def solve_sums(
 ) -> list[Solved]:
     """Probes of each state, in float32 where the sums are, each device one state after the other.
 
-    A penalty in doubt goes to the host where it may be the best one. The others, nearly all, stay as float32 has them
-    and are counted: float64 of the same sums would take the host seconds to hours, for a half to a tenth of the error.
+    A penalty in doubt goes to the host. Above REDONE_WIDTH only such as may be the best one do: the others, nearly all,
+    stay as float32 has them and are counted, as float64 of the same sums would take the host minutes to hours.
 
     Args:
       y_scale: [C] deviations of the targets.
@@ -429,8 +431,9 @@ def solve_sums(
             losses, asked = found.losses / y_scale**2, (wanted & (here < states))[:, None]
             mean, doubtful = losses.mean(axis=2), ~(found.doubt < 1) & asked
             np.minimum(least, np.where(asked & ~doubtful, mean, np.inf).min(axis=1), out=least)
-            # What is NaN may be anything, and of the generalised criterion no such bound is known.
-            too_much = (mean * (1 - MOST_ERROR * found.doubt) > least[:, None]) & (choice.criterion == "k_fold")
+            too_much = np.zeros_like(doubtful)
+            if width > REDONE_WIDTH and choice.criterion == "k_fold":  # of the generalised no such bound is known
+                too_much = mean * (1 - MOST_ERROR * found.doubt) > least[:, None]  # what is NaN may be anything
             for i, column in np.argwhere(doubtful & ~too_much):
                 losses[i, column] = on_host(i).criteria(alphas[i, column, None])[0][0]
             repeated[:] += (doubtful & ~too_much).sum(axis=1)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprobe.extract.sums import MomentStream, _pick, moments_size, wave_size
+from jaxprobe.probes import solve
 from jaxprobe.probes.moments import Moments
 from jaxprobe.probes.ridge import fit_moments, predict_layer, solve_moments, solve_sums, to_fit
 from jaxprobe.probes.solve import sums_programs
@@ -53,8 +54,15 @@ def in_float64(stream):
 
 
 def in_float32(stream):
-    """As accelerators do, where the sums are; of the moments nothing is asked."""
-    return solve_sums(stream.on_devices(), dict.fromkeys(stream.states))
+    """As accelerators do, where the sums are."""
+    return solve_sums(stream.on_devices(), moments_of(stream))
+
+
+def in_float32_alone(stream):
+    """The same of a width at which nothing is asked of the host but what may be chosen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solve, "REDONE_WIDTH", 0)
+        return solve_sums(stream.on_devices(), dict.fromkeys(stream.states))
 
 
 def assert_moments_are_right(stream, x, y, segments):
@@ -192,8 +200,8 @@ def test_a_shard_must_be_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.2, 2])
-@pytest.mark.parametrize("solve", [in_float64, in_float32], ids=["float64", "float32"])
-def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(share, solve):
+@pytest.mark.parametrize("solved_in", [in_float64, in_float32, in_float32_alone])
+def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(share, solved_in):
     """Five folds of states as models have them, against float64; not rotated, products were wrong by 4e-2."""
     d = 128
     x, y = make_states("massive", int(share * d), d)
@@ -203,18 +211,18 @@ def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(shar
     for name, rows in folds.items():
         labels[rows] = int(name)
     stream = stream_of(x[None], y, np.array_split(np.arange(len(x)), 3), folds)
-    fit = to_fit(solve(stream), stream.states)  # no warning
+    fit = to_fit(solved_in(stream), stream.states)  # no warning
     searched = ~np.isnan(fit.loo_mse[0, :, 0])
     alphas, losses = fit.alphas[0, searched], fit.loo_mse[0, searched]
     assert np.isclose(alphas, truth.scale, rtol=1e-5).any()  # the grid is in this unit, and has 1
     expected = np.array([truth.without(labels, alpha) for alpha in alphas])
     best = (expected / y.var(0)).mean(1).argmin()
     assert fit.alpha[0] == alphas[best]
-    assert len(fit.notes) == (share == 0.5 and solve is in_float32)
-    left = int(re.search(r"up to (\d+) penalties", fit.notes[0])[1]) if fit.notes else 0
-    assert left <= 3  # the smallest; nothing was asked of the host
+    left = 0
+    if solved_in is in_float32_alone and share == 0.5:  # the smallest penalties are named, and so they must be
+        left = int(re.search(r"up to (\d+) penalties the criterion may be wrong in its third", fit.notes[0])[1])
+        assert 0 < left <= 3 and best >= left
     np.testing.assert_allclose(losses[left:], expected[left:], rtol=1e-3)
-    np.testing.assert_allclose(losses[:left], expected[:left], rtol=2e-2)
     np.testing.assert_allclose(losses[best], expected[best], rtol=1e-5)
     _, _, fitted = truth.leave_one_out(alphas[best])
     np.testing.assert_allclose(predict_layer(fit, 0, x), fitted, atol=1e-4 * y.std(0).max())
