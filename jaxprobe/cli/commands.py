@@ -548,16 +548,30 @@ class OverRuns(Command):
         runs = base.check_runs(self.runs)
         folder = runs[0] if self.out is None else as_path(self.out)
         check_out(folder / "experiments")
-        frame = module.run(runs, self, output.reporter())
-        path = base.write_table(module, frame, folder)
-        output.frame(base.printed(module, frame), type(self).__name__, table=str(path))
-        output.say(f"Every row: {path}; figures beside it.")
+        from jaxprobe.host.processes import is_main, job
+
+        with job(getattr(self, "processes", None), output.tell):
+            output.quiet |= not is_main()
+            frame = module.run(runs, self, output.reporter())
+            if is_main():
+                path = base.write_table(module, frame, folder)
+                output.frame(base.printed(module, frame), type(self).__name__, table=str(path))
+                output.say(f"Every row: {path}; figures beside it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverRunsTogether(OverRuns):
+    """The same of experiments that several processes may share."""
+
+    processes: str | None = None
+    """One of several processes that share the work: auto on Cloud TPU, GKE and SLURM, otherwise I/N@HOST:PORT."""
 
 
 def experiment(name: str) -> type[Command]:
     """The command of an experiment, made of its options. Imports what the experiment needs."""
     module = registry.load(name)
-    made = dataclasses.make_dataclass(name, [], bases=(module.Options, OverRuns), frozen=True, kw_only=True)
+    common = OverRunsTogether if getattr(module, "TOGETHER", False) else OverRuns
+    made = dataclasses.make_dataclass(name, [], bases=(module.Options, common), frozen=True, kw_only=True)
     made.__doc__ = registry.summary(module)
     return made
 

@@ -8,6 +8,7 @@ An experiment is a file of this folder with the name of its command. It holds
                           folders of finished runs -> a tidy table, whose column ``run`` names the folder of each row
     figures(frame)        the table -> its pictures
     printed(frame)        the rows that a terminal shows; optional
+    TOGETHER              true where several processes may share the work; optional
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -25,6 +26,7 @@ from jaxprobe.experiments.questions import Question, read_question
 from jaxprobe.experiments.verdicts import Evidence, Mean, mean_of, p_of_family, p_value, sentences
 from jaxprobe.extract.continuations import Continuations, read_continuations
 from jaxprobe.host.paths import AnyPath, remove_folder, replacing
+from jaxprobe.host.processes import check_alike, exchange, is_main
 from jaxprobe.host.progress import Reporter
 from jaxprobe.models.load import LanguageModel, fit_mesh, read_weights
 from jaxprobe.models.placement import place
@@ -52,6 +54,7 @@ from jaxprobe.probes.ridge import RidgeFit, fit_ridge, predict_layer
 from jaxprobe.results.results import Run
 from jaxprobe.sites import Site
 
+TOGETHER = True  # several processes may share the work
 POOL = 8  # test rows that are asked first, for each entity that is wanted
 FEWEST = 20  # entities that are answered rightly, below which nothing is tested
 SHIFTS = 20  # random differences of states for each entity; draws are put together from these
@@ -109,15 +112,17 @@ def run(runs: Sequence[AnyPath], options: Options, reporter: Reporter) -> pd.Dat
 def measure(run: Run, question: Question, options: Options, reporter: Reporter) -> pd.DataFrame:
     """All tests of one question for one finished run with stored states.
 
-    What each layer gave is kept in the run's folder until all is done, so that an interrupted start goes on.
+    What each layer gave is kept in the run's folder until all is done, so that an interrupted start goes on. Of several
+    processes each has the model on its own devices and takes some layers; the first one puts them together.
 
     Returns:
       A tidy table, a row for each test, layer, edit and metric: value with its 95 % interval, p (against control
       draws, one-sided), n; ``resampled`` is what the interval's bootstrap draws: rows, or the groups they are of.
-      Sentences are in rows of test "sentence", column ``text``.
+      Sentences are in rows of test "sentence", column ``text``. In processes after the first: no more than test 1.
 
     Raises:
-      InputError: no stored states, a question that does not fit the table, another model than the run's.
+      InputError: no stored states, a question that does not fit the table, another model than the run's; processes
+        in which the model answers differently.
     """
     run.check_last_token()
     table, states = run.table, run.activations
@@ -134,6 +139,7 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
     columns = columns_of(run) | {"dataset": run.dataset, "question": question.name}
     frame = _Frame(columns)
     asked = _compete(model, run, question, names, right, options, frame, reporter)
+    check_alike(exchange(_key(run, question, options, [] if asked is None else asked.rows.tolist())))
     what = " and ".join(table.target_names)
     if asked is None:
         nothing = Mean(math.nan, math.nan, math.nan)
@@ -155,20 +161,24 @@ def measure(run: Run, question: Question, options: Options, reporter: Reporter) 
     work = Mean(_announce(engine, layers, asked, options, reporter), math.nan, math.nan)
     frame.add("work", "", "", "slots x blocks, of the least", work)
     folder = run.path / "experiments" / f"use-{question.name}-{_key(run, question, options)}"
-    parts: dict[int, dict[str, np.ndarray]] = {}
     spelled = _spelled(table, run.settings.seed)
     places = _sphere(_standard(table)[_some_training_rows(table, run.settings.seed)], table)
     kernels = decompose_kernels(places, (0.25, 0.5, 1.0))  # the places are the same at every layer
-    with reporter.task("use", len(layers) + 1, "parts") as advance:
-        for layer in layers:
-            x = states[site(layer)]
-            parts[layer] = _kept(
-                folder / f"{layer}.npz",
-                lambda layer=layer, x=x: _one_layer(
-                    engine, reworded, layer, x, table, question, asked, spelled, kernels, options, run.settings.seed
-                ),
-            )
+
+    def of_layer(layer: int) -> dict[str, np.ndarray]:
+        common = table, question, asked, spelled, kernels, options, run.settings.seed
+        make = lambda: _one_layer(engine, reworded, layer, states[site(layer)], *common)
+        return _kept(folder / f"{layer}.npz", make)
+
+    mine = layers[jax.process_index() :: jax.process_count()]
+    with reporter.task("use", len(mine) + 1, "parts") as advance:
+        for layer in mine:
+            of_layer(layer)
             advance(1)
+        exchange("layers")  # all are there
+        if not is_main():
+            return frame.table()
+        parts = {layer: of_layer(layer) for layer in layers}
         later = _kept(
             folder / "later.npz",
             lambda: _all_later(engine, _training_rows(model, run, question, layers), parts, asked),
@@ -196,14 +206,14 @@ def _kept(file: AnyPath, make: Callable[[], dict[str, np.ndarray]]) -> dict[str,
 
 def _load(run: Run) -> LanguageModel:
     files = run.open_model(head=True)
-    mesh, _ = place(files.config, None, run.settings.dtype)  # this machine's, not the run's
+    mesh, _ = place(files.config, None, run.settings.dtype, jax.local_devices())  # this process's, not the run's
     return read_weights(fit_mesh(files, mesh, run.settings.replicate_kv), mesh, run.settings.dtype)
 
 
-def _key(run: Run, question: Question, options: Options) -> str:
-    """Of what is kept between two starts."""
+def _key(run: Run, question: Question, options: Options, asked: Sequence[int] | None = None) -> str:
+    """Of what is kept between two starts, or of what processes must share."""
     chosen = {field.name: getattr(options, field.name) for field in fields(Options)}  # a command has more fields
-    body = [run.config.get("fingerprint"), asdict(question), chosen]
+    body = [run.config.get("fingerprint"), asdict(question), chosen, *([asked] if asked else [])]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -306,7 +316,8 @@ def _announce(
         a * blocks(layers) + b * draws / options.draws * blocks(later) for a, b in zip(edits, controls, strict=True)
     )
     seconds = forward_seconds(work * slot_operations(config, 128) / SHARE_OF_EDITS, engine.model.mesh)
-    time = "" if seconds is None else f", about {max(1, round(seconds / 60))} min at this machine's rate"
+    minutes = None if seconds is None else max(1, round(seconds / 60 / jax.process_count()))
+    time = "" if minutes is None else f", about {minutes} min at this machine's rate"
     reporter.say(
         f"{len(engine.prefixes)} entities, {len(layers)} layers, {len(ERASURES) + len(SHIFTED)} edits and {draws} "
         f"controls of each at every layer: {work / 1e6:,.1f} million slots x blocks ({work / floor:.2f} of the least "

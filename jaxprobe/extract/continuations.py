@@ -187,10 +187,10 @@ class Continuations:
             continuation of its own.
 
         Raises:
-          InputError: several processes.
+          InputError: the model is spread over several processes.
         """
-        if jax.process_count() > 1:
-            raise InputError("Edits run in one process. Start one, over all of its devices.")
+        if any(device.process_index != jax.process_index() for device in model.mesh.devices.flat):
+            raise InputError("Edits run on the devices of one process. Give the model a mesh of these.")
         self.model, self.choices, self.layers = model, choices, tuple(sorted(set(layers)))
         self.prefixes = [tuple(map(int, ids)) for ids in prefixes]
         last = self.model.config.layers - 1
@@ -493,7 +493,7 @@ def read_continuations(
       between: whether continuations are only compared with each other (`Said.log_odds`).
 
     Raises:
-      InputError: an unusable prompt, text or continuation, or several processes.
+      InputError: an unusable prompt, text or continuation, or a model that is spread over several processes.
     """
     prompt = find_prompt("", prompt) if isinstance(prompt, str) else prompt
     config, tokenizer = model.config, model.files.tokenizer

@@ -58,7 +58,7 @@ def _groups(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
         groups.setdefault(tuple(sorted(held[process])), []).append(process)
     sizes = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     idle = set(range(jax.process_count())) - set(held)
-    if idle:
+    if idle and set(held) != {jax.process_index()}:  # a process may have a mesh of its own
         raise InputError(
             f"Mesh {sizes} has no device of process {', '.join(map(str, sorted(idle)))}. Start fewer processes, or use "
             f"all {jax.device_count()} devices."

@@ -31,11 +31,13 @@ def device_memory(devices: Sequence[jax.Device]) -> int | None:
     return min((stats["bytes_limit"] for stats in found if stats and "bytes_limit" in stats), default=None)
 
 
-def place(config: ModelConfig, mesh: str | None, dtype: str) -> tuple[Mesh, str]:
-    """The mesh that ``mesh`` asks for, or the chosen one of all devices, and the reason for it."""
+def place(
+    config: ModelConfig, mesh: str | None, dtype: str, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, str]:
+    """The mesh that ``mesh`` asks for, or the chosen one of these devices (default: all), and the reason for it."""
     if mesh:
         return make_mesh(parse_mesh(mesh)), "as asked for"
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes, reason = choose_mesh(config, len(devices), device_memory(devices), dtype)
     return make_mesh(sizes, devices), reason
 

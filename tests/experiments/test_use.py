@@ -16,6 +16,7 @@ from jaxprobe.experiments import base, use
 from jaxprobe.host.progress import Reporter
 from jaxprobe.runs.execute import run as run_probes
 from jaxprobe.settings import RunSettings
+from tests.test_processes import ended, launch
 from tests.tiny_llama import save_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,18 @@ def test_over_seeds_it_is_found_and_nothing_else(tmp_path):
     assert needed >= 19 and moves >= 19, found
     needed, moves = np.sum(found["letter"], 0)
     assert needed <= 1 and moves <= 1, found
+
+
+def test_two_processes_share_the_layers(run, asked_once, tmp_path):
+    command = ["experiment", "use", run, "--question", run.parent / "side.json", "--out", tmp_path]
+    command += ["--entities", 40, "--draws", 39, "--every", 1]
+    ends = ended(launch([list(map(str, command))] * 2))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert "is needed for" in ends[0][1] and ends[1][1] == ""
+    frame, whole = pd.read_parquet(tmp_path / "experiments" / "use.parquet"), asked_once["side"]
+    kept = whole["metric"] != "slots x blocks, of the least"
+    pd.testing.assert_frame_equal(frame[kept], whole[kept], rtol=1e-4, atol=1e-5)
+    assert not list((run / "experiments").glob("use-*"))
 
 
 def test_goes_on_where_it_stopped(run, asked_once, monkeypatch):
