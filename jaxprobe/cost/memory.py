@@ -15,11 +15,15 @@ from jaxprobe.host.machine import free_memory, free_on_devices
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.placement import parameter_bytes
 from jaxprobe.probes.metrics import scoring_memory
+from jaxprobe.probes.solve import TOGETHER
 
 # The shard being filled, the one before it on its way to the disk or the devices, and for the disk a copy.
 STORED_SHARDS, STREAMED_SHARDS = 3, 2
-# Float64 matrices that the fit of one state holds for each fold (5.0 measured at D = 1536, 5 folds).
+# Float64 matrices that the fit of one state holds for each fold on a CPU (5.0 measured at D = 1536, 5 folds).
 _FIT_COPIES = 6
+# Float32 matrices that it holds for each fold that is solved at once on accelerators, where the sums are: one more than
+# the compilers allot at widths from 1,024 to 16,384.
+_DEVICE_COPIES = {"gpu": 5, "tpu": 11}
 
 
 class Memory(NamedTuple):
@@ -30,8 +34,14 @@ class Memory(NamedTuple):
 
 
 def fit_memory(folds: int, width: int, targets: int) -> int:
-    """Bytes that the fit of one state from sums takes where it runs: on one GPU, or on the host."""
+    """Bytes that the fit of one state from sums takes on a CPU."""
     return _FIT_COPIES * 8 * folds * width * (width + targets + 1)
+
+
+def device_fit_memory(folds: int, width: int, platform: str) -> int:
+    """Bytes beside the sums that the fit of one state from them takes on an accelerator."""
+    copies = _DEVICE_COPIES[platform]
+    return 4 * width**2 * (folds * copies if width <= TOGETHER else folds + copies)
 
 
 def peak_of_stored(forward: Program) -> int:
@@ -93,8 +103,8 @@ def memory_needed(
     if platform == "cpu":
         each, weights = len(mesh.local_devices), parameters if folds else 0
         return Memory(max(device * each + shards, (weights + sums) * each + fit, weights * each + scoring), 0)
-    if platform == "gpu" and folds:
-        device, fit = max(device, parameters + sums + fit), 0
+    if folds:  # the host's fit is of what float32 does not suffice for
+        device = max(device, parameters + sums + device_fit_memory(folds, width, platform))
     return Memory(max(shards, fit, scoring), device)
 
 

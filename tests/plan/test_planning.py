@@ -3,12 +3,14 @@
 import json
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
 from jaxprobe.cli.main import main
 from jaxprobe.cost.chips import parse_topology
 from jaxprobe.cost.counts import Step, count_fit, count_ridge, count_step, count_sums
+from jaxprobe.cost.memory import device_fit_memory
 from jaxprobe.data.table import EntityTable
 from jaxprobe.errors import InputError
 from jaxprobe.mesh import make_mesh, mesh_text
@@ -17,6 +19,8 @@ from jaxprobe.plan import planning, topologies, words
 from jaxprobe.plan.hlo import KINDS
 from jaxprobe.plan.planning import COLUMN_SECONDS, READINGS
 from jaxprobe.plan.programs import forward_program
+from jaxprobe.probes.devices import layer_mesh
+from jaxprobe.probes.solve import TOGETHER, sums_programs
 from jaxprobe.runs.fit import FOLDS, fit_probes
 from jaxprobe.settings import RunSettings
 
@@ -207,6 +211,28 @@ def test_a_step_on_an_h100_takes_little_beside_weights_and_states(cuda):
     assert short.temporary <= 1.6e9
     # A chat template's keys are there once, not for each bin (which took 3.5 GB), and its scores in float32.
     assert long.temporary <= short.temporary + 1.2 * 4 * 128 * 128 * 32 * 512 <= 3e9
+
+
+def assert_room_for_the_fit(devices, width):
+    """Of one state from the sums of five folds."""
+    mesh, platform = layer_mesh(devices[:1]), devices[0].platform
+    with jax.enable_x64(False), topologies.without_cache(), topologies.with_little_effort():
+        function, *arguments = sums_programs(mesh, 1, FOLDS, width, width + 3, 2, 12)["five folds"]
+        compiled = function.lower(*arguments).compile(topologies.compiler_options(platform))
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary <= device_fit_memory(FOLDS, width, "tpu" if platform == "tpu" else "gpu") <= 1.3 * temporary
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("width", [1024, 2 * TOGETHER])
+def test_a_fit_from_sums_has_room_on_gpus(cuda, width):
+    assert_room_for_the_fit(topologies.gpu_devices(parse_topology("h100:1")), width)
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("width", [1024, 2 * TOGETHER])
+def test_a_fit_from_sums_has_room_on_tpus(libtpu, width):
+    assert_room_for_the_fit(topologies.tpu_devices(parse_topology("v5p:2x2x1")), width)
 
 
 @pytest.fixture
