@@ -16,24 +16,11 @@ from jaxprobe.mesh import make_mesh
 from jaxprobe.models.families.known import read_gguf
 from jaxprobe.models.files.open import open_checkpoint
 from tests.extract.test_forward import load, ours, random_sequences
+from tests.models.test_families import GROUPED, HALF, LONGROPE, NESTED, YARN
 from tests.models.test_weights import permute
 from tests.tiny_llama import assert_same_states
 from tests.tiny_models import Variant, float64_throughout, read_back, save, states_of, true_states
 
-GROUPED = {"num_key_value_heads": 4}
-HALF = {"hidden_size": 64}  # heads of 8 dimensions
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0, 1.2, 1.5],
-    "long_factor": [2.0, 3.0, 4.0],
-    "original_max_position_embeddings": 32,
-}
-NESTED = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-}
 # (architecture, model, whether transformers reads the file too). Gemma's files don't say what scores are divided by.
 CASES = [
     ("llama", Variant("mistral", "grouped", {**GROUPED, "sliding_window": None}), True),
