@@ -43,10 +43,16 @@ def padded_groups(groups: Groups) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Sets of groups of about one size: the row numbers [G, S], padded with row 0, and which are of the group."""
     sizes, sets = _bucket(groups.sizes), []
     for size in np.unique(sizes):
-        alike, places = np.flatnonzero(sizes == size), np.arange(size)
-        inside = places < groups.sizes[alike, None]
-        sets.append((groups.order[np.where(inside, groups.starts[alike, None] + places, 0)], inside))
+        alike = np.flatnonzero(sizes == size)
+        sets.append(padded_rows(groups._replace(starts=groups.starts[alike], sizes=groups.sizes[alike]), size))
     return tuple(sets)
+
+
+def padded_rows(groups: Groups, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row numbers of each group [G, size], padded with row 0, and which are of the group."""
+    places = np.arange(size)
+    inside = places < groups.sizes[:, None]
+    return groups.order[np.where(inside, groups.starts[:, None] + places, 0)], inside
 
 
 def group_predictions(f: Factors, x: Float[Array, "N D"], y: Float[Array, "N C"], groups: Groups, alphas: np.ndarray):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxprobe.probes import cholesky, eigen, folds
 from jaxprobe.probes.devices import at_once, layer_mesh, on_cpu, on_tpu, over_layers
-from jaxprobe.probes.groups import Groups, group_predictions, padded_groups, sort_groups
+from jaxprobe.probes.groups import group_predictions, padded_groups, padded_rows, sort_groups
 from jaxprobe.probes.moments import ROTATED, Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
 from jaxprobe.probes.search import CONDITION_LIMIT, LEAST_OTHERS, Choice, Solved, search
 
@@ -66,7 +66,8 @@ def solve_batch(x: Array, y: np.ndarray, choice: Choice, inside: np.ndarray | No
     if choice.solver == "cholesky":
         return _by_cholesky(x, y, choice)
     if choice.criterion == "k_fold" and not eigen.in_sample_space(*x.shape[1:]):
-        of_layers = over_layers(_fold_moments, choice.mesh, (0, *(None,) * 3))(x, y, *_by_group(choice.groups))
+        held = padded_rows(choice.groups, choice.groups.sizes.max())
+        of_layers = over_layers(_fold_moments, choice.mesh, (0, *(None,) * 3))(x, y, *held)
         layers = [solve_moments(jax.tree.map(lambda leaf, i=i: leaf[i], of_layers), choice) for i in range(len(x))]
         return Solved(*map(np.concatenate, zip(*layers, strict=True)))._replace(wide=np.zeros(len(x), bool))
     solved = _by_eigh(x, y, choice, inside)
@@ -284,13 +285,6 @@ def _held(choice: Choice, rows: int) -> np.ndarray:
 
 
 # ---- From moments ---------------------------------------------------------------------------------------------------
-
-
-def _by_group(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    """[J, S] the rows of each group, padded with row 0 to the largest one's, and which of them are of the group."""
-    places = np.arange(groups.sizes.max())
-    inside = places < groups.sizes[:, None]
-    return groups.order[np.where(inside, groups.starts[:, None] + places, 0)], inside
 
 
 def _fold_moments(x: Float[Array, "N D"], y: Float[Array, "N C"], rows, inside) -> Moments:
