@@ -550,10 +550,12 @@ class OverRuns(Command):
         check_out(folder / "experiments")
         from jaxprobe.host.processes import is_main, job
 
-        with job(getattr(self, "processes", None), output.tell):
-            output.quiet |= not is_main()
+        processes = getattr(self, "processes", None)
+        with job(processes, output.tell):
+            main = processes is None or is_main()  # to ask starts JAX's devices, which not every experiment needs
+            output.quiet |= not main
             frame = module.run(runs, self, output.reporter())
-            if is_main():
+            if main:
                 path = base.write_table(module, frame, folder)
                 output.frame(base.printed(module, frame), type(self).__name__, table=str(path))
                 output.say(f"Every row: {path}; figures beside it.")
