@@ -3,11 +3,12 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from tests import started
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One device, as a user has, and a `jaxprobe` whose imports are done; the true one is run by tests/test_demo.py."""
+    programs = tmp_path_factory.mktemp("bin")
+    started.put_on_path(programs)
+    return {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "XLA_FLAGS": ""}
+
+
+@pytest.fixture(scope="module")
 def done():
     """Commands that ran already: what two pages say is run once."""
     return set()
@@ -76,7 +85,7 @@ def test_what_is_not_run_is_there():
 
 
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: f"{block.page} line {block.line}")
-def test_blocks_run_as_written(block, folder, done):
+def test_blocks_run_as_written(block, folder, environment, done):
     assert block.language in ("bash", "python")
     if block.language == "bash":
         runnable = [command for command in commands(block) if not command.startswith(tuple(NOT_RUN))]
@@ -85,13 +94,11 @@ def test_blocks_run_as_written(block, folder, done):
         runnable = [command for command in runnable if bare(command) not in done]
         if not runnable:
             return
-        arguments = ["bash", "-euo", "pipefail", "-c", "\n".join(runnable)]
+        script = ["bash", "-euo", "pipefail", "-c", "\n".join(runnable)]
+        result = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True)
     else:
         runnable = []
-        arguments = [sys.executable, "-c", block.text]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {**os.environ, "PATH": path, "XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(arguments, cwd=folder, env=settings, capture_output=True, text=True)
+        result = started.run([], program=block.text, cwd=folder, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout
     done.update(map(bare, runnable))
