@@ -49,6 +49,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="JAXPROBE_DATA does not name the folder of the paper's tables"))
 
 
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """For files of many programs that compute for milliseconds each. Not where bits, memory or seconds are asserted."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # no other file's tests find these programs compiled
+
+
+@pytest.fixture
+def compile_fully():
+    """For a test of such a file that asserts bits."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def libtpu(request):
     """TPU programs can be compiled: libtpu is there, or in a folder of its own."""

@@ -94,14 +94,17 @@ def float64_throughout():
 
 
 def true_states(folder, sequences) -> dict[str, np.ndarray]:
-    """State -> [N, D] at each sequence's last token: transformers in float64, one sequence at a time."""
+    """State -> [N, D] at each sequence's last token: transformers in float64."""
     model = read_back(folder).double()
     with float64_throughout():
         return states_of(model, sequences)
 
 
 def states_of(model: torch.nn.Module, sequences) -> dict[str, np.ndarray]:
-    """The same of any model. The state before the final norm is taken by a hook: transformers' last is after it."""
+    """The same of any model; sequences of one length run at once, so that none is padded.
+
+    The state before the final norm is taken by a hook: transformers' last is after it.
+    """
     decoder = (
         model.model.language_model
         if hasattr(model.model if hasattr(model, "model") else model, "language_model")
@@ -110,12 +113,18 @@ def states_of(model: torch.nn.Module, sequences) -> dict[str, np.ndarray]:
     blocks = decoder.h if hasattr(decoder, "h") else decoder.layers
     last: dict[str, Any] = {}
     handle = blocks[-1].register_forward_hook(lambda module, args, output: last.update(state=output))
-    found: dict[str, list] = {state: [] for state in ("embed", *map(str, range(len(blocks))), "final_norm")}
+    found: dict[str, list] = {
+        state: [None] * len(sequences) for state in ("embed", *map(str, range(len(blocks))), "final_norm")
+    }
+    by_length: dict[int, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        by_length.setdefault(len(sequence), []).append(row)
     with torch.inference_mode():
-        for sequence in sequences:
-            states = model(torch.tensor([sequence]), output_hidden_states=True).hidden_states
+        for rows in by_length.values():
+            states = model(torch.tensor([sequences[row] for row in rows]), output_hidden_states=True).hidden_states
             before_norm = last["state"][0] if isinstance(last["state"], tuple) else last["state"]
             for name, state in zip(found, [*states[:-1], before_norm, states[-1]], strict=True):
-                found[name].append(state[0, -1].to(torch.float64).numpy())
+                for row, values in zip(rows, state[:, -1].to(torch.float64).numpy(), strict=True):
+                    found[name][row] = values
     handle.remove()
     return {name: np.array(rows) for name, rows in found.items()}

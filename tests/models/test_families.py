@@ -15,6 +15,8 @@ from tests.extract.test_forward import load, ours, random_sequences
 from tests.tiny_llama import assert_same_states
 from tests.tiny_models import Variant, float64_throughout, read_back, save, states_of, true_states
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 GROUPED = {"num_key_value_heads": 4}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -109,18 +111,35 @@ by_id = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant
 one_each = pytest.mark.parametrize("variant", ONE_EACH, ids=lambda variant: variant.model_type)
 
 
+SEQUENCES = random_sequences(24)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A function that gives a variant's folder, written once."""
+    """A function that gives a variant's folder, written once with these options of `save`."""
     made = {}
 
-    def folder(variant):
-        if variant.id not in made:
-            made[variant.id] = tmp_path_factory.mktemp("model")
-            save(variant, made[variant.id])
-        return made[variant.id]
+    def folder(variant, **options):
+        key = variant.id, *options.items()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("model")
+            save(variant, made[key], **options)
+        return made[key]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def on_one_device(folders):
+    """A function that gives the states of `SEQUENCES` from a variant's folder, computed once."""
+    made = {}
+
+    def states(variant):
+        if variant.id not in made:
+            made[variant.id] = ours(load(folders(variant)), SEQUENCES)
+        return made[variant.id]
+
+    return states
 
 
 def test_every_type_has_variants():
@@ -129,46 +148,44 @@ def test_every_type_has_variants():
 
 @pytest.mark.slow
 @by_id
-def test_states_are_those_of_transformers_in_float64(folders, variant):
-    sequences = random_sequences(24)
-    assert_same_states(ours(load(folders(variant)), sequences), true_states(folders(variant), sequences))
+def test_states_are_those_of_transformers_in_float64(folders, on_one_device, variant):
+    assert_same_states(on_one_device(variant), true_states(folders(variant), SEQUENCES))
 
 
 @pytest.mark.slow
 @one_each
-def test_packed_equals_one_at_a_time(folders, variant):
-    model, sequences = load(folders(variant)), random_sequences(6)
-    alone = [ours(model, [sequence]) for sequence in sequences]
-    assert_same_states(ours(model, sequences), {s: np.concatenate([one[s] for one in alone]) for s in alone[0]})
+def test_packed_equals_one_at_a_time(folders, on_one_device, variant):
+    model = load(folders(variant))
+    alone = [ours(model, [sequence]) for sequence in SEQUENCES[:8]]
+    packed = {state: rows[:8] for state, rows in on_one_device(variant).items()}
+    assert_same_states(packed, {s: np.concatenate([one[s] for one in alone]) for s in alone[0]})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,model=2", "fsdp=2,model=4"])
 @one_each
-def test_eight_devices_give_the_states_of_one_from_sharded_files(folders, tmp_path, variant, mesh):
-    save(variant, tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    sequences = random_sequences(12)
-    eight = load(tmp_path, make_mesh(parse_mesh(mesh)))
-    assert_same_states(ours(eight, sequences), ours(load(folders(variant)), sequences))
+def test_eight_devices_give_the_states_of_one_from_sharded_files(folders, on_one_device, variant, mesh):
+    sharded = folders(variant, max_shard_size="20KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    eight = load(sharded, make_mesh(parse_mesh(mesh)))
+    assert_same_states(ours(eight, SEQUENCES), on_one_device(variant))
 
 
 @pytest.mark.slow
 @one_each
-def test_bfloat16_is_no_further_from_float64_than_transformers(tmp_path, variant):
-    save(variant, tmp_path, dtype=torch.bfloat16)
-    sequences = random_sequences(24)
-    truth = true_states(tmp_path, sequences)
+def test_bfloat16_is_no_further_from_float64_than_transformers(folders, variant):
+    folder = folders(variant, dtype=torch.bfloat16)
+    truth = true_states(folder, SEQUENCES)
     error = lambda found: {s: np.linalg.norm(found[s] - truth[s]) / np.linalg.norm(truth[s]) for s in truth}
     mine, theirs = (
-        error(ours(load(tmp_path, dtype="bfloat16"), sequences)),
-        error(states_of(read_back(tmp_path, torch.bfloat16), sequences)),
+        error(ours(load(folder, dtype="bfloat16"), SEQUENCES)),
+        error(states_of(read_back(folder, torch.bfloat16), SEQUENCES)),
     )
     assert all(mine[state] <= 1.2 * theirs[state] + 1e-6 for state in truth), (mine, theirs)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model."])
-def test_a_text_model_is_found_inside_a_multimodal_file(folders, tmp_path, prefix):
+def test_a_text_model_is_found_inside_a_multimodal_file(folders, on_one_device, tmp_path, prefix):
     """Hub files of several generations put it at other places, beside a vision tower."""
     variant = next(variant for variant in ONE_EACH if variant.model_type == "gemma3")
     tensors = safetensors.numpy.load_file(folders(variant) / "model.safetensors")
@@ -176,8 +193,7 @@ def test_a_text_model_is_found_inside_a_multimodal_file(folders, tmp_path, prefi
     tensors = {name.replace(here, prefix, 1) if name.startswith(here) else name: t for name, t in tensors.items()}
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folders(variant) / "config.json").read_text())
-    sequences = random_sequences(3)
-    assert_same_states(ours(load(tmp_path), sequences), ours(load(folders(variant)), sequences))
+    assert_same_states(ours(load(tmp_path), SEQUENCES), on_one_device(variant))
 
 
 WINDOWS = [
@@ -251,8 +267,7 @@ def test_gguf_files_are_read_as_transformers_reads_them(folders, tmp_path, name)
     dense = transformers.GgufConfig("tiny.gguf", dequantize=True)
     options = {"gguf_file": "tiny.gguf", "quantization_config": dense, "attn_implementation": "eager"}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options).eval().double()
-    sequences = random_sequences(10)
     with float64_throughout():
-        truth = states_of(theirs, sequences)
-    assert_same_states(ours(load(tmp_path / "tiny.gguf"), sequences), truth)
-    assert_same_states(truth, true_states(folders(variant), sequences))
+        truth = states_of(theirs, SEQUENCES)
+    assert_same_states(ours(load(tmp_path / "tiny.gguf"), SEQUENCES), truth)
+    assert_same_states(truth, true_states(folders(variant), SEQUENCES))
