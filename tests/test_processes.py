@@ -23,6 +23,7 @@ from jaxprobe.models.files.source import DEMO_MODEL
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.runs.execute import run
 from jaxprobe.settings import RunConfig
+from tests import started
 from tests.tiny_llama import save_model
 
 pytestmark = pytest.mark.slow
@@ -93,10 +94,11 @@ def settings(folder, out, **other):
     return RunConfig(model=str(folder / "model"), out=out, **options)
 
 
-def launch(commands, *, devices=1, folders=None, slurm=False, before=None):
+def launch(commands, *, devices=1, folders=None, slurm=False, before=None, python=False):
     """Starts the processes of a run, one for each command, told where they are or with the variables of a SLURM job.
 
-    ``before`` is a line for each of them, which runs before its program.
+    ``before`` is a line for each of them, which runs before its program; ``python`` starts them as users do, with
+    imports and hashes of their own.
     """
     count, number = len(commands), int(np.random.default_rng().integers(20_000))
     processes = []
@@ -113,16 +115,14 @@ def launch(commands, *, devices=1, folders=None, slurm=False, before=None):
             }
             environment |= {f"SLURM_{name}": str(value) for name, value in names.items()}
             where = "auto"
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", (before[process] if before else "") + PROGRAM, *command, "--processes", where],
-                env=environment,
-                cwd=folders[process] if folders else None,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        program = (before[process] if before else "") + PROGRAM
+        options = {"env": environment, "cwd": folders[process] if folders else None}
+        words = [*command, "--processes", where]
+        if python:
+            pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen([sys.executable, "-c", program, *words], **pipe, **options))
+        else:
+            processes.append(started.Process(words, program=program, **options))
     return processes
 
 
@@ -166,7 +166,8 @@ def assert_same_scores(out, expected):
     ],
 )
 def test_the_scores_are_those_of_one_process(folder, stored, tmp_path, count, devices, mesh):
-    ends = ended(launch([arguments(folder, tmp_path / "run", "--mesh", mesh)] * count, devices=devices))
+    commands = [arguments(folder, tmp_path / "run", "--mesh", mesh)] * count
+    ends = ended(launch(commands, devices=devices, python=count == 2))
     assert [code for code, _, _ in ends] == [0] * count, ends[0][2]
     assert_same_scores(tmp_path / "run", stored)
     assert "Report: " in ends[0][2] and "R2" in ends[0][1]
