@@ -1,5 +1,6 @@
 """Does this installation work? Each check is a line; together they are what a bug report needs."""
 
+import itertools
 import os
 import platform
 import shutil
@@ -244,7 +245,10 @@ def compare_states(files: ModelFiles) -> Check:
 
 
 def reference_states(files: ModelFiles, extraction: Extraction) -> dict[str, np.ndarray]:
-    """State -> [N, D] of the same tokens by transformers' own code in float32, a sequence at a time."""
+    """State -> [N, D] of the same tokens by transformers' own code in float32.
+
+    All texts at once, filled up at the end: what follows a token changes nothing of it.
+    """
     import torch
     import transformers
 
@@ -258,14 +262,15 @@ def reference_states(files: ModelFiles, extraction: Extraction) -> dict[str, np.
     decoder = getattr(model.base_model, "language_model", model.base_model)
     blocks = decoder.h if hasattr(decoder, "h") else decoder.layers
     blocks[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
-    tokens, rows = extraction.tokens, []
+    tokens = extraction.tokens
+    texts = [torch.tensor(tokens.ids[b:e]) for b, e in itertools.pairwise(tokens.starts)]
     with torch.inference_mode():
-        for begin, end in zip(tokens.starts[:-1], tokens.starts[1:], strict=True):
-            *before, normed = model(torch.tensor(tokens.ids[None, begin:end]), output_hidden_states=True).hidden_states
-            output = last.pop()
-            before_norm = output[0] if isinstance(output, tuple) else output
-            rows.append([state[0, -1].numpy() for state in (*before, before_norm, normed)])
-    return dict(zip(files.config.states(), map(np.array, zip(*rows, strict=True)), strict=True))
+        filled = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        *before, normed = model(filled, attention_mask=torch.ones_like(filled), output_hidden_states=True).hidden_states
+    before_norm = last[0][0] if isinstance(last[0], tuple) else last[0]
+    rows, ends = np.arange(len(texts)), np.array([len(text) - 1 for text in texts])
+    states = (state.numpy()[rows, ends] for state in (*before, before_norm, normed))
+    return dict(zip(files.config.states(), states, strict=True))
 
 
 def _without_home(text: str) -> str:
