@@ -34,6 +34,7 @@ from jaxprobe.runs.execute import run
 from jaxprobe.runs.predict import predict
 from tests.test_processes import (
     NAMES,
+    NOBODY_LISTENS,
     SHARDS,
     arguments,
     assert_same_scores,
@@ -162,7 +163,7 @@ def complete(out):
 def test_two_processes_go_on_where_one_was_killed(bucket, local):
     out = bucket / "shared"
     commands = [arguments(bucket, out)] * 2
-    processes = launch(commands)
+    processes = launch(commands, before=[NOBODY_LISTENS] * 2)
     while not complete(out) and all(process.poll() is None for process in processes):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGKILL)

@@ -13,6 +13,7 @@ import pytest
 from jaxprobe import open_activations
 from jaxprobe.extract.store.layout import is_complete
 from jaxprobe.extract.trie import SHARD_ENTITIES
+from tests import started
 from tests.tiny_llama import save_model
 
 pytestmark = pytest.mark.slow
@@ -31,13 +32,17 @@ def command(tmp_path_factory):
     years = np.random.default_rng(0).uniform(1500, 2000, count)
     pd.DataFrame({"name": names, "founded": years}).to_csv(folder / "towns.csv", index=False)
     options = {"model": folder / "model", "dataset": folder / "towns.csv", "target": "founded", "mesh": "data=1"}
-    return [sys.executable, "-m", "jaxprobe", "run", *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
+    return ["run", *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
 
 
-def start(command, out):
+def start(command, out, python=False):
+    """``python``: with its imports, as a user starts it."""
     environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as a user has it
     command = [*command, "--out", str(out)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not python:
+        return started.Process(command, env=environment)
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "jaxprobe", *command], env=environment, **pipe)
 
 
 def complete(out):
@@ -63,7 +68,8 @@ def test_interrupted_at_random_moments(command, tmp_path):
         (signal.SIGINT, 130),
     ):
         goal = min(len(written) + int(rng.integers(2)), SHARDS - 1)
-        found, errors = interrupt(start(command, out), out, goal, number, rng.uniform(0, 0.3))
+        process = start(command, out, python=number != signal.SIGTERM)
+        found, errors = interrupt(process, out, goal, number, rng.uniform(0, 0.3))
         assert found == code, errors
         assert "Traceback" not in errors
         if written:

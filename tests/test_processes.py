@@ -44,6 +44,7 @@ import functools, sys, time
 from jaxprobe.host import processes as distributed
 from jaxprobe.cli.main import main
 from jaxprobe.extract import extraction as collect
+from jaxprobe.extract.store import writer
 from jaxprobe.extract.store.writer import ActivationStore
 
 def write(self, shard, states, write=ActivationStore.write):
@@ -54,9 +55,12 @@ def write(self, shard, states, write=ActivationStore.write):
 ActivationStore.write = write
 collect.plan_bins = functools.partial(collect.plan_bins, shard_entities={SHARD})
 distributed.HEARTBEAT_SECONDS = {HEARTBEAT}
+writer.SHARED_SECONDS = 1  # a disk of this machine shows a file at once
 main(sys.argv[1:])
 """
 
+# Where the other process is killed: none has to hear of it.
+NOBODY_LISTENS = "from jaxprobe.host import processes\nprocesses.LEAVE_SECONDS = 0\n"
 FULL_DISK = "import shutil\nshutil.disk_usage = lambda path, usage=shutil.disk_usage('/'): usage._replace(free=0)\n"
 
 
@@ -201,7 +205,7 @@ def end_one(processes, out, shards, process, number):
 def test_a_process_that_ends_ends_all_and_the_next_start_goes_on(folder, stored, tmp_path):
     out = tmp_path / "run"
     commands = [arguments(folder, out)] * 2
-    ends, seconds = end_one(launch(commands), out, 1, 1, signal.SIGKILL)
+    ends, seconds = end_one(launch(commands, before=[NOBODY_LISTENS] * 2), out, 1, 1, signal.SIGKILL)
     assert ends[1][0] == -signal.SIGKILL and ends[0][0] != 0
     assert seconds < HEARTBEAT + 20
     assert "Process 1 is silent for 5 s: killed, or its machine is gone" in ends[0][2]

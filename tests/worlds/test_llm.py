@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -21,6 +19,7 @@ from jaxprobe.worlds.llm import LanguageSettings, objective
 from jaxprobe.worlds.steering import fit_handle, polynomials, steer_model
 from jaxprobe.worlds.world_questions import ask, fit_points
 from jaxprobe.worlds.world_runs import peak_step, train_world_model
+from tests import started
 
 SMALL = LanguageSettings(width=32, layers=2)
 
@@ -180,7 +179,7 @@ train_world_model(make_world(TINY), "joint-embedding", out=sys.argv[1], steps=10
 @pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path):
     checkpoints = tmp_path / "run" / "world" / "checkpoints"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "run"], env=os.environ)
+    process = started.Process([tmp_path / "run"], program=KILLED)
     try:
         deadline = time.monotonic() + 120
         while not (checkpoints / "100").is_dir():
@@ -188,7 +187,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path):
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     # A plan of 100,000 steps is too long to finish here, so the rest is compared over as many steps as were kept.
     from jaxprobe.worlds import jepa
     from jaxprobe.worlds.training import load_history, train
