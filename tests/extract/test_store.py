@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,10 @@ def test_a_shard_in_flight_is_written_when_the_block_ends_in_an_error(tmp_path, 
 def test_memory_holds_two_shards_at_most(tmp_path, make_stored):
     stored = make_stored(rows=320, shard_rows=32, width=512)
     alive = []
-    with stored.open(tmp_path) as store:
+    gc.freeze()  # what was there before is not looked through each time
+    with ExitStack() as stack:
+        stack.callback(gc.unfreeze)
+        store = stack.enter_context(stored.open(tmp_path))
         for shard in store.missing:
             states = stored.shard(shard)
             alive.append(weakref.ref(states["0"]))
