@@ -106,8 +106,8 @@ def test_the_installed_wheel_runs_the_demo(environment, tmp_path):
     run = lambda *command: subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
     where = run(environment / "bin/python", "-c", "import jaxprobe, torch; print(jaxprobe.__file__)")
     assert where.stdout.startswith(str(environment)), where.stderr
-    result = run(environment / "bin/jaxprobe", "demo", "--limit", "300")
+    result = run(environment / "bin/jaxprobe", "demo", "--limit", "100")
     assert result.returncode == 0, result.stderr
     assert "SmolLM2-135M-Instruct" in result.stdout
-    assert (tmp_path / "demo-run-300/report.html").is_file()
-    assert "compile: " in result.stderr and "extract: 300 entities" in result.stderr
+    assert (tmp_path / "demo-run-100/report.html").is_file()
+    assert "compile: " in result.stderr and "extract: 100 entities" in result.stderr
