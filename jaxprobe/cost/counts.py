@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxprobe.extract.forward import root_slots
-from jaxprobe.extract.sums import moments_size, wave_size
+from jaxprobe.extract.sums import moments_size, packing, wave_size
 from jaxprobe.extract.trie import Plan
 from jaxprobe.host.machine import product_rate
 from jaxprobe.models.config import ModelConfig
@@ -19,12 +20,11 @@ from jaxprobe.models.families.known import parameters
 from jaxprobe.models.placement import parameter_bytes
 from jaxprobe.probes.cholesky import in_feature_space
 from jaxprobe.probes.moments import ROTATED
+from jaxprobe.probes.root import BLOCK, PANEL
 from jaxprobe.probes.solve import TOGETHER
 
 # A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
 SHARE_OF_PRODUCT = 0.75
-# Operations of an inverse Cholesky factor, times D^3: cuSOLVER's and a triangular solve; root.py's loop on TPUs.
-ROOT_OPERATIONS = {"gpu": 4 / 3, "tpu": 2.0}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -184,9 +184,9 @@ def _step_collectives(config: ModelConfig, step: Step, mesh: Mapping[str, int], 
 
 
 def count_sums(states: int, rows: int, segments: int, width: int, targets: int, devices: int, dtype: str) -> Program:
-    """Adding a shard of ``rows`` rows to the sums of its states (--no-store); each row is in one segment."""
+    """Adding ``rows`` rows at once to the sums of its states (--no-store); each row is in one segment."""
     layers = -(-states // devices)
-    operations = 2.0 * layers * rows * width * (width + targets + 1)
+    operations = 2.0 * layers * rows * math.prod(packing(width, targets).rectangle)
     sums = moments_size(states, segments, width, targets, devices)
     shard = wave_size(states, rows, width, ITEM_BYTES[dtype], devices)
     # Beside the shard four float32 matrices, as the compiler has it for TPUs; the sums are changed in place.
@@ -205,26 +205,40 @@ class Fit(NamedTuple):
 WHITENED = 2  # penalties of a grid whose factor rounding spoilt, as a plan takes it (1 to 4 at one row a dimension)
 
 
+def count_factor(width: int, below: int, platform: str) -> float:
+    """Operations of `probes.root.factor`, with so many rows below the matrix."""
+    if platform != "tpu":
+        return width**3 / 3 + below * width**2
+    before = np.arange(0, width, BLOCK)  # each block of columns, in panels of all rows from its own on
+    rows = width + below - before // PANEL * PANEL + BLOCK
+    return float(np.sum(2.0 * BLOCK * rows * (before + BLOCK)))
+
+
+def count_inverse(width: int, platform: str) -> float:
+    """Operations of `probes.root.inverse_root`; as many rows below on TPUs as a triangle has there."""
+    return count_factor(width, width, platform) if platform != "tpu" else 2 * count_factor(width, 0, platform)
+
+
 def count_ridge(rows: int, width: int, targets: int, penalties: int, platform: str) -> dict[str, Fit]:
     """One state's probe from rows by the programs of `probes.solve.row_programs`; whitening is of one penalty."""
     del targets  # their products are a thousandth
-    side = width if in_feature_space(rows, width) else rows
-    root = ROOT_OPERATIONS[platform] * side**3
-    normal = 2 * rows * width * side * 5 / 8  # the upper triangle, in strips
-    one = Fit(root + 4 * rows**2 * ROTATED, side)  # the largest dimensions are put back
-    if side == width:
-        one = Fit(root + 2 * rows * width**2, width)
-    each = {
+    if not in_feature_space(rows, width):
+        one = count_inverse(rows, platform) + 4 * rows**2 * ROTATED  # the largest dimensions are put back
+        return {
+            "survey": Fit(0, 0),
+            "normal equations": Fit(2 * rows**2 * width * 5 / 8, 0),  # the upper triangle, in strips
+            "leave-one-out": Fit(penalties * one, penalties * rows),
+            "weights": Fit(one, rows),
+        }
+    one, both = count_factor(width, rows, platform), rows + width
+    return {
         "survey": Fit(0, 0),
-        "normal equations": Fit(normal, 0),
-        "leave-one-out": Fit(penalties * one.operations, penalties * side),
-        "weights": one,
+        "normal equations": Fit(2 * rows * width**2 * 5 / 8, 0),
+        "leave-one-out": Fit(penalties * one, penalties * width),
+        # Two turns: a factor and what is below it; of the second also the product that it is made from.
+        "whitening": Fit(2 * count_factor(width, both, platform) + 2 * both * width**2 * 5 / 8, 2 * width),
+        "weights": Fit(one + count_inverse(width, platform), 2 * width),
     }
-    if side == width:
-        # Two turns: a factor, and what it is applied to; of the second also the products that it is made from.
-        turn = root + 2 * width**3 + 2 * rows * width**2
-        each["whitening"] = Fit(2 * turn + 2 * rows * width**2 + 2 * width**3, 2 * width)
-    return each
 
 
 def count_fit(rows: int, width: int, targets: int, penalties: int, platform: str) -> Fit:
@@ -237,7 +251,6 @@ def count_fit(rows: int, width: int, targets: int, penalties: int, platform: str
 
 def count_fit_of_sums(width: int, folds: int, penalties: int, platform: str) -> Fit:
     """One state's probe from sums by `probes.solve.sums_programs`: a factor a fold and penalty, one for the weights."""
-    root = ROOT_OPERATIONS[platform] * width**3
-    factor = root if platform == "tpu" else width**3 / 3  # where there is a triangular solver no inverse is made
-    turns = penalties * (1 if width <= TOGETHER else folds)
-    return Fit(folds * penalties * factor + root, width * (turns + 1))
+    turns = penalties * (1 if width <= TOGETHER[platform] else folds)
+    operations = folds * penalties * count_factor(width, 0, platform) + count_inverse(width, platform)
+    return Fit(operations, width * (turns + 1))

@@ -10,7 +10,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import Extraction
 from jaxprobe.extract.forward import STEPS_IN_FLIGHT
 from jaxprobe.extract.shares import share_count
-from jaxprobe.extract.sums import wave_size
+from jaxprobe.extract.sums import pieces, wave_size
 from jaxprobe.host.machine import free_memory, free_on_devices
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.placement import parameter_bytes
@@ -21,9 +21,9 @@ from jaxprobe.probes.solve import TOGETHER
 STORED_SHARDS, STREAMED_SHARDS = 3, 2
 # Float64 matrices that the fit of one state holds for each fold on a CPU (5.0 measured at D = 1536, 5 folds).
 _FIT_COPIES = 6
-# Float32 matrices that it holds for each fold that is solved at once on accelerators, where the sums are: one more than
-# the compilers allot at widths from 1,024 to 16,384.
-_DEVICE_COPIES = {"gpu": 5, "tpu": 11}
+# Float32 matrices that it holds on accelerators, where the sums are: (for each of the folds that are solved at once, of
+# one at a time). Compilers allot 10.6 and 7.1 for TPUs and 4.0 and 8.2 for GPUs at widths from 1,024 to 16,384.
+_DEVICE_COPIES = {"tpu": (11, 8), "gpu": (5, 9)}
 
 
 class Memory(NamedTuple):
@@ -40,8 +40,8 @@ def fit_memory(folds: int, width: int, targets: int) -> int:
 
 def device_fit_memory(folds: int, width: int, platform: str) -> int:
     """Bytes beside the sums that the fit of one state from them takes on an accelerator."""
-    copies = _DEVICE_COPIES[platform]
-    return 4 * width**2 * (folds * copies if width <= TOGETHER else folds + copies)
+    of_each, of_one = _DEVICE_COPIES[platform]
+    return 4 * width**2 * (folds * of_each if width <= TOGETHER[platform] else of_one)
 
 
 def peak_of_stored(forward: Program) -> int:
@@ -84,7 +84,8 @@ def memory_needed(
     width = passes[0].width
     states = -(-passes[0].numbers_a_row // width)  # neurons count as the states that take their room
     parameters = parameter_bytes(config, mesh.shape, dtype)
-    rows = max(len(shard.rows) for part in passes for shard in part.plan.shards)
+    every_shard = [shard.rows for part in passes for shard in part.plan.shards]
+    rows, added = max(map(len, every_shard)), max(len(part) for shard in every_shard for part in pieces(shard, width))
     steps = [
         count_step(config, step, mesh.shape, dtype, platform)
         for part in passes
@@ -93,8 +94,8 @@ def memory_needed(
     shards = (STREAMED_SHARDS if folds else STORED_SHARDS) * rows * states * width * item
     scoring, fit, sums = scoring_memory(scored_rows, states, targets), 0, 0
     if folds:
-        add = count_sums(states, rows, folds, width, targets, mesh.size, dtype)
-        sizes = states, rows, width, item, mesh.size
+        add = count_sums(states, added, folds, width, targets, mesh.size, dtype)
+        sizes = states, added, width, item, mesh.size
         exchanged = wave_size(*sizes, shares) - wave_size(*sizes)
         device = max(peak_of_streamed(parameters, step, add, exchanged) for step in steps)
         fit, sums = fit_memory(folds, width, targets), add.outputs

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxprobe.cost.chips import Machine, parse_topology
 from jaxprobe.cost.counts import Fit, Program, Step, count_fit, count_fit_of_sums, count_step, count_sums, forward_steps
-from jaxprobe.cost.memory import fit_memory, peak_of_stored, peak_of_streamed
+from jaxprobe.cost.memory import device_fit_memory, fit_memory, peak_of_stored, peak_of_streamed
 from jaxprobe.data.chat import put_prompt
 from jaxprobe.data.table import EntityTable
 from jaxprobe.data.tokens import tokenize
@@ -19,7 +19,7 @@ from jaxprobe.errors import InputError
 from jaxprobe.extract.extraction import plan_tokens
 from jaxprobe.extract.forward import BINS_PER_DEVICE
 from jaxprobe.extract.shares import share_count, steps, waves
-from jaxprobe.extract.sums import wave_size
+from jaxprobe.extract.sums import pieces, wave_size
 from jaxprobe.extract.trie import Plan
 from jaxprobe.host.paths import as_path
 from jaxprobe.mesh import MESH_AXES, make_mesh, mesh_text, parse_mesh
@@ -186,6 +186,11 @@ class _Job(NamedTuple):
         return len(self.table.target_names)
 
     @property
+    def parts(self) -> list[np.ndarray]:
+        """The rows as they are added to the sums."""
+        return [part for shard in self.layout.shards for part in pieces(shard.rows, self.config.width)]
+
+    @property
     def training_rows(self) -> int:
         return int((~self.table.is_test).sum())
 
@@ -234,8 +239,9 @@ def _compile(job: _Job, devices: list[jax.Device], say: Callable[[str], None]) -
     say("Compiling the forward step.")
     forward = forward_program(job.config, job.states, job.step, make_mesh(job.mesh, devices), job.dtype)
     say("Compiling the sums of --no-store.")
-    rows, folds = [shard.rows for shard in job.layout.shards], list(make_folds(job.table).values())
-    moments = moments_program(states, width, rows, folds, job.targets, devices, job.dtype)
+    moments = moments_program(
+        states, width, job.parts, list(make_folds(job.table).values()), job.targets, devices, job.dtype
+    )
     say("Compiling the ridge.")
     ridge = ridge_programs(states, job.training_rows, width, job.targets, devices, job.dtype)
     return forward, moments, tuple(ridge or ())
@@ -243,18 +249,18 @@ def _compile(job: _Job, devices: list[jax.Device], say: Callable[[str], None]) -
 
 def _count(job: _Job) -> _Programs:
     """The same from shapes, without the ridge."""
-    rows, states, chips = max(len(shard.rows) for shard in job.layout.shards), len(job.states), job.machine.count
+    rows, states, chips = max(map(len, job.parts)), len(job.states), job.machine.count
     forward = count_step(job.config, job.step, job.mesh, job.dtype, job.machine.chip.platform)
     sums = count_sums(states, rows, FOLDS, job.config.width, job.targets, chips, job.dtype)
     return forward, sums, ()
 
 
 def _streamed_peak(job: _Job, parameters: int, forward: Program, moments: Program, shares: int) -> int:
-    """A step with what waits beside it."""
-    rows = max(len(shard.rows) for shard in job.layout.shards)
-    sizes = len(job.states), rows, job.config.width, job.itemsize, job.machine.count
+    """A step with what waits beside it, or afterwards the fit of a state; the weights stay."""
+    sizes = len(job.states), max(map(len, job.parts)), job.config.width, job.itemsize, job.machine.count
     exchanged = wave_size(*sizes, shares) - wave_size(*sizes)
-    return peak_of_streamed(parameters, forward, moments, exchanged)
+    fit = device_fit_memory(FOLDS, job.config.width, job.machine.chip.platform)
+    return max(peak_of_streamed(parameters, forward, moments, exchanged), parameters + moments.outputs + fit)
 
 
 def _seconds(program: Program, machine: Machine, dtype: str) -> float:
@@ -276,8 +282,8 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
 
 
 def _streamed_seconds(job: _Job, forward_s: float, moments: Program) -> dict[str, float]:
-    """The forward, a step of the sums for each shard, and the fits, one of a chip's states after the other."""
-    machine, sums = job.machine, len(job.layout.shards) * _seconds(moments, job.machine, "float32")
+    """The forward, a step of the sums for each part of the rows, and the fits, a chip's states one after the other."""
+    machine, sums = job.machine, len(job.parts) * _seconds(moments, job.machine, "float32")
     one = count_fit_of_sums(job.config.width, FOLDS, len(RELATIVE_ALPHAS), machine.chip.platform)
     parts = {"forward": forward_s, "sums": sums} | _fit_seconds(job, one, 1)
     return parts | {"total": sum(parts.values())}

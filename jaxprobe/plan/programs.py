@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums
 from jaxprobe.errors import first_line
 from jaxprobe.extract.forward import compiled_step
-from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, sum_columns
+from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, packing
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.load import DTYPES
@@ -42,17 +42,17 @@ def forward_program(config: ModelConfig, states: tuple[str, ...], step: Step, me
 def moments_program(
     states: int,
     width: int,
-    shard_rows: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
     segments: Sequence[np.ndarray],
     targets: int,
     devices: Sequence[jax.Device],
     dtype: str,
 ) -> Program:
-    """Adding one shard to the sums, as `MomentStream` does it."""
+    """Adding one of the ``parts`` of the rows to the sums, as `MomentStream` does it."""
     mesh, layers = layers_on(devices, states)
     layer = P("layer")
-    rows = max(map(len, shard_rows))
-    sums = _shaped((layers, len(segments), 2, width, sum_columns(width, targets)), jnp.float32, mesh, layer)
+    rows = max(map(len, parts))
+    sums = _shaped((layers, len(segments), *packing(width, targets).words), jnp.uint32, mesh, layer)
     x = _shaped((layers, rows, width), DTYPES[dtype], mesh, layer)
     k = min(ROTATED, width)
     pilot = Pilot(
@@ -62,7 +62,7 @@ def moments_program(
     )
     y = jax.ShapeDtypeStruct((rows, targets), jnp.float32)
     counted = count_sums(states, rows, len(segments), width, targets, mesh.size, dtype)
-    arguments = sums, x, pilot, y, members(shard_rows, segments)[0]
+    arguments = sums, x, pilot, y, members(parts, segments)[0]
     return _compile(counted, devices[0].platform, compiled_add(mesh), *arguments)
 
 

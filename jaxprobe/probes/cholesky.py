@@ -15,6 +15,7 @@ dtype, see solve.py.
 Every function is of one layer, in the dtype of its rows.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxprobe.probes.eigen import constant_share, layer_scale
 from jaxprobe.probes.moments import ROTATED, assemble, largest_block, product, rotate, strips
-from jaxprobe.probes.root import inverse_root
+from jaxprobe.probes.root import factor, inverse_root, solve_lower, solve_upper
 
 FEATURE_SPACE = 0.75  # rows a dimension from which x'x is factored; below, 1 - h would cancel
 # With a doubt of 1 and more float32 is not believed. On 636 fits of real and planted states no criterion was wrong by
@@ -147,12 +148,16 @@ def weights_at(
     layer: Layer, y: Float[Array, "N C"], alpha: Float[Array, ""], *, whiten: bool, blocked: bool
 ) -> tuple[Float[Array, "D C"], Float[Array, ""], Float[Array, ""]]:
     """(weights of the rotated dimensions, condition, doubt) at one penalty; see ``eigen.condition_at``."""
-    _, _, _, doubt, weights, condition = _fit(layer, y, alpha, whiten, blocked)
-    return weights, jnp.where(jnp.isnan(condition), jnp.inf, condition), doubt
+    *_, doubt, weights, condition = _fit(layer, y, alpha, whiten, blocked)
+    found = condition()
+    return weights, jnp.where(jnp.isnan(found), jnp.inf, found), doubt
 
 
 def _fit(layer: Layer, y, alpha, whiten: bool, blocked: bool):
-    """(residual [N, C], (1 - h [N], what it was taken from), 1 - h by pairs of rows, doubt, weights, condition)."""
+    """(residual [N, C], (1 - h [N], what it was taken from), 1 - h by pairs of rows, doubt, weights, condition).
+
+    Pairs and condition are functions: what is not called is not computed.
+    """
     if in_feature_space(*layer.rows.shape):
         return _fit_features(layer, y, alpha, whiten, blocked)
     return _fit_samples(layer, y, alpha, blocked)
@@ -160,47 +165,51 @@ def _fit(layer: Layer, y, alpha, whiten: bool, blocked: bool):
 
 def _fit_features(layer: Layer, y, alpha, whiten, blocked):
     rows, gram, n = layer.rows, layer.matrix, len(y)
+    identity = jnp.eye(len(gram), dtype=rows.dtype)
     signs = jax.random.rademacher(jax.random.key(0), (len(gram), VECTORS), rows.dtype)
 
-    def deviation_of(root, z):  # about |I - R (x'x + alpha I) R'|
-        rest = signs - product(z.T, product(z, signs)) - alpha * product(root, product(root.T, signs))
-        return jnp.sqrt(jnp.sum(rest**2) / VECTORS)
+    def missed_by(z, both, vectors):  # (I - R (x'x + alpha I) R') of them
+        return vectors - product(z.T, product(z, vectors)) - alpha * both(vectors)
 
-    diagonal = jnp.diagonal(gram)
+    def size_of(missed):  # of the whole, from what it makes of random signs
+        return jnp.sqrt(jnp.sum(missed[:, :VECTORS] ** 2) / VECTORS)
+
     if whiten:
-        # The first factor is the first turn of the loop: a TPU compiles for as long again for every root in a program.
-        whole = lambda root, z: gram + jnp.diag(alpha + SHIFT * diagonal)
-        left = lambda root, z: product(z.T, z) + alpha * product(root, root.T)
+        # The first factor is the first turn of the loop: a TPU compiles for as long again for each in a program.
+        whole = lambda z, right: gram + jnp.diag(alpha + SHIFT * jnp.diagonal(gram))
+        left = lambda z, right: assemble(strips(jnp.concatenate([z, jnp.sqrt(alpha) * right])))
+        through = lambda right: lambda b: product(right.T, product(right, b))
 
         def step(state):
-            root, z, _, steps = state
-            again = inverse_root(lax.cond(steps == 0, whole, left, root, z), blocked=blocked)
-            root, z = product(again, root), product(z, again.T)
-            return root, z, deviation_of(root, z), steps + 1
+            z, right, _, steps = state
+            again = factor(lax.cond(steps == 0, whole, left, z, right), jnp.concatenate([z, right]), blocked=blocked)[1]
+            z, right = again[:n], again[n:]
+            return z, right, size_of(missed_by(z, through(right), signs)), steps + 1
 
         unsettled = lambda state: ~(state[2] < 0.1 * DEVIATION_LIMIT) & (state[3] <= WHITENINGS)
-        start = jnp.eye(len(gram), dtype=rows.dtype), rows, jnp.asarray(jnp.inf, rows.dtype), 0
-        root, z, deviation, _ = lax.while_loop(unsettled, step, start)
+        z, right, *_ = lax.while_loop(unsettled, step, (rows, identity, jnp.asarray(jnp.inf, rows.dtype), 0))
+        upper, both = lambda b: product(right, b), through(right)
     else:
-        root = inverse_root(gram + alpha * jnp.eye(len(gram), dtype=gram.dtype), blocked=blocked)
-        z = product(rows, root.T)
-        deviation = deviation_of(root, z)
+        half, z = factor(gram + alpha * identity, rows, blocked=blocked)
+        right = None
+        upper, both = partial(solve_upper, half), lambda b: solve_lower(half, solve_upper(half, b))
     # The coefficients of Z, and what rounding left of their normal equations.
-    coefficients = product(z.T, y)
-    for _ in range(2):
-        rest = product(z.T, y - product(z, coefficients)) - alpha * product(root, product(root.T, coefficients))
-        coefficients = coefficients + rest
+    correct = lambda _, found: found + product(z.T, y - product(z, found)) - alpha * both(found)
+    coefficients = lax.fori_loop(0, 2, correct, product(z.T, y))
     residual = y - product(z, coefficients)
     others = 1 - 1 / n - jnp.sum(z * z, axis=1)
     nearest = lax.top_k(-others, min(VECTORS, n))[1]
-    chosen = z[nearest]
-    missed = chosen - product(product(chosen, z.T), z) - alpha * product(product(chosen, root), root.T)
-    others, of_nearest = _correct(others, nearest, -jnp.sum(chosen * missed, axis=1))
-    doubt = jnp.maximum(deviation / DEVIATION_LIMIT, of_nearest)
+    missed = missed_by(z, both, jnp.concatenate([signs, z[nearest].T], axis=1))
+    others, of_nearest = _correct(others, nearest, -jnp.sum(z[nearest].T * missed[:, VECTORS:], axis=0))
+    doubt = jnp.maximum(size_of(missed) / DEVIATION_LIMIT, of_nearest)
     by_pairs = lambda chosen: jnp.eye(len(chosen), dtype=z.dtype) - 1 / n - product(z[chosen], z[chosen].T)
-    condition = jnp.max(diagonal * jnp.sum(root * root, axis=0))
+
+    def condition():
+        root = inverse_root(gram + alpha * identity, blocked=blocked) if right is None else right
+        return jnp.max(jnp.diagonal(gram) * jnp.sum(root * root, axis=1))
+
     own = others, jnp.ones_like(others)
-    return residual, own, by_pairs, doubt, product(root.T, coefficients), condition
+    return residual, own, by_pairs, doubt, upper(coefficients), condition
 
 
 def _correct(others, nearest, correction):
@@ -219,17 +228,17 @@ def _fit_samples(layer: Layer, y, alpha, blocked):
     norms = jnp.sqrt(jnp.where(used, squares, 1))
     directions = jnp.where(used[None], largest / norms[None], 0)
     # B = kernel + alpha I of the others; alpha B^-1 = L L'.
-    lower = jnp.sqrt(alpha) * inverse_root(kernel + alpha * jnp.eye(n, dtype=kernel.dtype), blocked=blocked).T
+    lower = jnp.sqrt(alpha) * inverse_root(kernel + alpha * jnp.eye(n, dtype=kernel.dtype), blocked=blocked)
     u = product(lower.T, directions)
     small = product(u.T, u) + jnp.diag(alpha / norms**2)
     root = inverse_root(small, blocked=blocked)
-    v = product(lower, product(u, root.T))
+    v = product(lower, product(u, root))
     # alpha (x x' + alpha I)^-1 = L L' - V V'; the constant vector's share is still to go.
     solved = product(lower, product(lower.T, y))
-    mixed = product(root, product(directions.T, solved))
+    mixed = product(root.T, product(directions.T, solved))
     residual = solved - product(v, mixed)
     weights = product(rest.T, residual) / alpha
-    weights = weights.at[top].set(product(root.T, mixed) / norms[:, None])  # as x'residual it would cancel
+    weights = weights.at[top].set(product(root, mixed) / norms[:, None])  # as x'residual it would cancel
     share = constant_share(jnp.diagonal(kernel), alpha[None])[0]
     whole = jnp.sum(lower**2, axis=1)
     others = whole - jnp.sum(v**2, axis=1) - share
@@ -238,7 +247,7 @@ def _fit_samples(layer: Layer, y, alpha, blocked):
         return product(lower[chosen], lower[chosen].T) - product(v[chosen], v[chosen].T) - share
 
     mismatch = jnp.linalg.norm(y - residual - product(rows, weights)) / jnp.linalg.norm(y)
-    condition = jnp.max((jnp.diagonal(kernel) + alpha) * whole / alpha)
+    condition = lambda: jnp.max((jnp.diagonal(kernel) + alpha) * whole / alpha)
     return residual, (others, whole), by_pairs, mismatch / MISMATCH_LIMIT, weights, condition
 
 
@@ -249,8 +258,8 @@ def _without_groups(residual, by_pairs, groups, blocked):
         rows, inside = group
         both = inside[:, None] & inside[None, :]
         root = inverse_root(jnp.where(both, by_pairs(rows), jnp.eye(len(rows), dtype=residual.dtype)), blocked=blocked)
-        held_out = product(root.T, product(root, jnp.where(inside[:, None], residual[rows], 0)))
-        return jnp.sum(held_out**2, axis=0), 1 / jnp.max(jnp.sum(root**2, axis=0))
+        held_out = product(root, product(root.T, jnp.where(inside[:, None], residual[rows], 0)))
+        return jnp.sum(held_out**2, axis=0), 1 / jnp.max(jnp.sum(root**2, axis=1))
 
     parts = [lax.map(one_group, alike) for alike in groups]
     losses = sum(jnp.sum(part[0], axis=0) for part in parts)
@@ -281,12 +290,12 @@ def fold_criteria(
         gram = assemble(strips(rows))
 
         def one_alpha(alpha):
-            root = inverse_root(gram + alpha * jnp.eye(len(gram), dtype=gram.dtype), blocked=blocked)
+            half, _ = factor(gram + alpha * jnp.eye(len(gram), dtype=gram.dtype), blocked=blocked)
             weights, sizes = jnp.zeros((len(gram), y.shape[1]), y.dtype), []
             for _ in range(1 + REFINEMENTS):  # the solution, then what rounding left of it
                 gradient = product(rows.T, fitted - product(rows, weights)) - alpha * weights
-                change = product(root, gradient)
-                weights = weights + product(root.T, change)
+                change = solve_lower(half, gradient)
+                weights = weights + solve_upper(half, change)
                 sizes.append(jnp.linalg.norm(change))
             residual = jnp.where(held[:, None], target - product(every_row, weights), 0)
             return jnp.sum(residual**2, axis=0), sizes[-1] / sizes[0] / STEP_LIMIT

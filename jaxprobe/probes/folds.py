@@ -6,23 +6,26 @@ with factors in float32 are thus as exact as float64 and three times as fast as 
 The size of the first correction tells how far float32 was off, that of the last one what is left.
 """
 
-from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from jaxprobe.probes.cholesky import REFINEMENTS, Criterion
 from jaxprobe.probes.moments import Moments, combine, product
-from jaxprobe.probes.root import inverse_root
+from jaxprobe.probes.packed import Packing, sums_of, unpack
+from jaxprobe.probes.root import factor, inverse_root, solve_lower, solve_upper
 
 # Of the last correction beside the solution; and of the first, where a trace rests on it. Up to this limit the
 # criterion of planted states is within 1e-3 of float64's.
 STEP_LIMIT = {"float64": 1e-6, "float32": 1e-3}
 FIRST_LIMIT = 3e-3
+SETTLED = {
+    "float64": 1e-8,
+    "float32": 1e-6,
+}  # the next correction would be smaller by what this one is beside the first
 # Errors beside the targets' squares: below this what they are a difference of leaves them less than three digits.
 LEAST_ERRORS = {"float64": 1e-12, "float32": 1e-4}
 
@@ -37,22 +40,38 @@ class Normal(NamedTuple):
 
 def total(folds: Moments) -> Moments:
     """All folds, leading axis [J], together."""
-    summed = combine(lambda leaf: jnp.sum(leaf, axis=0), folds)
-    return summed._replace(x_shift=folds.x_shift[0], y_shift=folds.y_shift[0])
+    summed = combine(lambda leaf: sum(map(as_sum, leaf)), folds)
+    return whole(summed._replace(x_shift=folds.x_shift[0], y_shift=folds.y_shift[0]))
 
 
 def of_sums(
-    sums: Float[Array, "J 2 D columns"], count: Float[Array, " J"], y_sum: Float[Array, "J C"], yy: Float[Array, "J C"]
+    words: UInt[Array, "J words columns"],
+    count: Float[Array, " J"],
+    y_sum: Float[Array, "J C"],
+    yy: Float[Array, "J C"],
+    width: int,
 ) -> Moments:
-    """Moments of one state's streamed sums where these are; y is in the unit that the sums have it in.
+    """Moments of one state's streamed sums where these are, x'x still packed; y is in the unit that the sums have.
 
-    The second number of each sum is below the first one's rounding, which is no more than that of the products.
+    What the sums' additions rounded off is below the rounding of their products, and is left out.
     """
-    first, targets = sums[:, 0], y_sum.shape[1]
-    width = first.shape[1]
-    zeros = jnp.zeros((len(first), width), first.dtype), jnp.zeros_like(y_sum)
-    x_sum, xy = first[:, :, width + targets], first[:, :, width : width + targets]
-    return Moments(count, *zeros, x_sum, y_sum, first[:, :, :width], xy, yy)
+    targets = y_sum.shape[1]
+    beside = jax.vmap(lambda one: unpack(sums_of(one), Packing(width, targets + 1))[1])(words)
+    zeros = jnp.zeros((len(words), width), beside.dtype), jnp.zeros_like(y_sum)
+    return Moments(count, *zeros, beside[:, :, targets], y_sum, words, beside[:, :, :targets], yy)
+
+
+def as_sum(leaf: Array) -> Array:
+    """Numbers that can be added, of a leaf that may be packed words."""
+    return sums_of(leaf) if leaf.dtype == jnp.uint32 else leaf
+
+
+def whole(m: Moments) -> Moments:
+    """With x'x as a square, where it is packed."""
+    (width,), (targets,) = m.x_sum.shape, m.y_sum.shape
+    if m.xx.shape == (width, width):
+        return m
+    return m._replace(xx=unpack(as_sum(m.xx), Packing(width, targets + 1))[0])
 
 
 def spread(folds: Moments, top: Int[Array, " k"]) -> tuple[Array, Array, Array]:
@@ -76,29 +95,36 @@ def k_fold(
       floor: added to the diagonal of x'x, relative to it, where rounding left it indefinite.
     """
 
-    def one_fold(fold: Moments, number: Int[Array, ""]):
+    def one_fold(number: Int[Array, ""]):
         # Added up anew: a difference would have the rounding of all rows, and of a row far from all others its size.
-        others = lambda leaf: reduce(jnp.add, (jnp.where(number == j, 0, part) for j, part in enumerate(leaf)))
-        rest = combine(others, folds)
+        others = lambda leaf: sum(jnp.where(number == j, 0, as_sum(part)) for j, part in enumerate(leaf))
+        rest = whole(combine(others, folds))
         x_off, y_off = rest.x_sum / rest.count, rest.y_sum / rest.count
         normal = _normal(rest, floor)
+
+        def one_alpha(alpha):
+            half, _ = factor(_penalised(normal, alpha, dtype), blocked=blocked)
+            weights, _, last = _solve(normal, alpha, lambda b: solve_upper(half, solve_lower(half, b)), dtype)
+            return weights * normal.unscale[:, None], last
+
+        weights, last = lax.map(one_alpha, alphas)  # [A, D, C], [A]
+        # Only now, as both x'x have not to be there at once.
+        weights, words = lax.optimization_barrier((weights, folds.xx[number]))
+        fold = whole(jax.tree.map(lambda leaf: leaf[number], folds._replace(xx=folds.count))._replace(xx=words))
         # The fold about the others' means.
         x_sum, y_sum = fold.x_sum - fold.count * x_off, fold.y_sum - fold.count * y_off
         xx = fold.xx - jnp.outer(fold.x_sum, x_off) - jnp.outer(x_off, x_sum)
         xy = fold.xy - jnp.outer(fold.x_sum, y_off) - jnp.outer(x_off, y_sum)
         yy = fold.yy - (fold.y_sum + y_sum) * y_off
 
-        def one_alpha(alpha):
-            weights, _, last = _solve(normal, alpha, *_factor(normal, alpha, dtype, blocked))
-            weights = weights * normal.unscale[:, None]
-            errors = yy - 2 * jnp.sum(weights * xy, axis=0) + jnp.sum(weights * product(xx, weights), axis=0)
-            cancelled = jnp.max(jnp.where(yy > 0, yy / jnp.where(errors > 0, errors, 0), 0))
-            return errors, jnp.maximum(last / STEP_LIMIT[str(xx.dtype)], LEAST_ERRORS[str(xx.dtype)] * cancelled)
+        explained = product(xx, jnp.moveaxis(weights, 0, 1).reshape(len(xx), -1))
+        explained = jnp.moveaxis(explained.reshape(len(xx), len(alphas), -1), 0, 1)
+        errors = yy[None] - 2 * jnp.sum(weights * xy[None], axis=1) + jnp.sum(weights * explained, axis=1)
+        cancelled = jnp.max(jnp.where(yy[None] > 0, yy[None] / jnp.where(errors > 0, errors, 0), 0), axis=1)
+        return errors, jnp.maximum(last / STEP_LIMIT[str(xx.dtype)], LEAST_ERRORS[str(xx.dtype)] * cancelled)
 
-        return lax.map(one_alpha, alphas)
-
-    numbered = folds, jnp.arange(len(folds.count))
-    errors, doubt = jax.vmap(one_fold)(*numbered) if together else lax.map(lambda args: one_fold(*args), numbered)
+    numbers = jnp.arange(len(folds.count))
+    errors, doubt = jax.vmap(one_fold)(numbers) if together else lax.map(one_fold, numbers)
     # jnp.max of NaN is NaN: a fold in doubt is not lost.
     return Criterion(jnp.sum(errors, axis=0) / jnp.sum(folds.count), jnp.max(doubt, axis=0), jnp.ones_like(alphas))
 
@@ -110,14 +136,13 @@ def generalised(
     del together
     everything = total(folds)
     normal, n = _normal(everything, floor), everything.count
-    y_squares = everything.yy - everything.y_sum**2 / n
+    y_squares = _squares(everything)
 
     def one_alpha(alpha):
         root = _inverse(normal, alpha, dtype, blocked)
-        weights, first, last = _solve(normal, alpha, lambda b: product(root.T, product(root, b)), root.dtype)
-        penalty = alpha * jnp.sum((weights * normal.unscale[:, None]) ** 2, axis=0)
-        squares = y_squares - jnp.sum(weights * normal.cross, axis=0) - penalty
-        trace = alpha * jnp.sum(((root * normal.unscale.astype(root.dtype)[None]) ** 2).astype(n.dtype))
+        weights, first, last = _solve(normal, alpha, lambda b: product(root, product(root.T, b)), root.dtype)
+        squares = y_squares - jnp.sum(weights * normal.cross, axis=0) - _penalty(normal, weights, alpha)
+        trace = alpha * jnp.sum(((root * normal.unscale.astype(root.dtype)[:, None]) ** 2).astype(n.dtype))
         others = n - 1 - len(root) + trace
         doubt = jnp.maximum(first / FIRST_LIMIT, last / STEP_LIMIT[str(n.dtype)])
         return Criterion(n * squares / others**2, jnp.where(others > 0, doubt, jnp.nan), jnp.ones_like(alpha))
@@ -127,16 +152,21 @@ def generalised(
 
 def weights_at(
     folds: Moments, alpha: Float[Array, ""], *, dtype: str, blocked: bool, floor: float = 0.0
-) -> tuple[Float[Array, "D C"], Float[Array, ""], Float[Array, ""]]:
-    """(weights, condition, doubt) of the fit on all rows at one penalty."""
-    normal = _normal(total(folds), floor)
+) -> tuple[Float[Array, "D C"], Float[Array, ""], Float[Array, ""], Float[Array, " C"]]:
+    """(weights, condition, doubt, R2 on these rows) of the fit on all rows at one penalty."""
+    everything = total(folds)
+    normal = _normal(everything, floor)
     root = _inverse(normal, alpha, dtype, blocked)
-    weights, _, last = _solve(normal, alpha, lambda b: product(root.T, product(root, b)), root.dtype)
-    condition = jnp.max(jnp.diagonal(normal.gram).astype(root.dtype) * jnp.sum(root**2, axis=0))
+    weights, _, last = _solve(normal, alpha, lambda b: product(root, product(root.T, b)), root.dtype)
+    condition = jnp.max(jnp.diagonal(normal.gram).astype(root.dtype) * jnp.sum(root**2, axis=1))
     finite = jnp.isfinite(normal.gram).all()
     doubt = last / STEP_LIMIT[str(normal.gram.dtype)]
     condition = jnp.where(jnp.isnan(condition), jnp.inf, condition)
-    return weights * normal.unscale[:, None], jnp.where(finite, condition, jnp.nan).astype(alpha.dtype), doubt
+    y_squares = _squares(everything)
+    # y'y less the residual's sum of squares, as x'x w is x'y - alpha w.
+    explained = jnp.sum(weights * normal.cross, axis=0) + _penalty(normal, weights, alpha)
+    r2 = jnp.where(y_squares > 0, explained / jnp.where(y_squares > 0, y_squares, 1), jnp.nan)
+    return weights * normal.unscale[:, None], jnp.where(finite, condition, jnp.nan).astype(alpha.dtype), doubt, r2
 
 
 def _normal(m: Moments, floor: float) -> Normal:
@@ -148,6 +178,16 @@ def _normal(m: Moments, floor: float) -> Normal:
     return Normal(gram, cross * unscale[:, None], unscale)
 
 
+def _squares(m: Moments):
+    """Of y about its mean, [C]."""
+    return m.yy - m.y_sum**2 / m.count
+
+
+def _penalty(normal: Normal, weights, alpha):
+    """alpha |w|^2 of each target."""
+    return alpha * jnp.sum((weights * normal.unscale[:, None]) ** 2, axis=0)
+
+
 def _penalised(normal: Normal, alpha, dtype: str):
     return (normal.gram + jnp.diag(alpha * normal.unscale**2)).astype(dtype)
 
@@ -156,23 +196,20 @@ def _inverse(normal: Normal, alpha, dtype: str, blocked: bool):
     return inverse_root(_penalised(normal, alpha, dtype), blocked=blocked)
 
 
-def _factor(normal: Normal, alpha, dtype: str, blocked: bool):
-    """(a function that solves by the factor, its dtype); without the inverse where there is a triangular solver."""
-    if blocked:
-        root = _inverse(normal, alpha, dtype, blocked)
-        return lambda b: product(root.T, product(root, b)), dtype
-    lower = lax.linalg.cholesky(_penalised(normal, alpha, dtype), symmetrize_input=False)
-    half = lambda b: solve_triangular(lower, b, lower=True)
-    return lambda b: solve_triangular(lower, half(b), lower=True, trans=1), dtype
-
-
 def _solve(normal: Normal, alpha, solve, dtype):
     """(weights of scaled x, size of the first correction and of the last beside them), worst of the targets."""
-    weights, sizes = jnp.zeros_like(normal.cross), []
-    for _ in range(1 + REFINEMENTS):
+    solved = lambda b: solve(b.astype(dtype)).astype(b.dtype)
+    size = lambda change: jnp.linalg.norm(change, axis=0)
+    weights = solved(normal.cross)
+    all_of_it = jnp.where(size(weights) > 0, size(weights), 1)  # a target with nothing to explain
+
+    def correct(state):
+        weights, first, last, turn = state
         rest = normal.cross - product(normal.gram, weights) - alpha * normal.unscale[:, None] ** 2 * weights
-        change = solve(rest.astype(dtype)).astype(rest.dtype)
-        weights = weights + change
-        sizes.append(jnp.linalg.norm(change, axis=0))
-    whole = jnp.where(sizes[0] > 0, sizes[0], 1)  # a target with nothing to explain
-    return weights, jnp.max(sizes[1] / whole), jnp.max(sizes[-1] / whole)
+        change = solved(rest)
+        last = jnp.max(size(change) / all_of_it)
+        return weights + change, jnp.where(turn == 0, last, first), last, turn + 1
+
+    unsettled = lambda state: (state[2] > SETTLED[str(weights.dtype)]) & (state[3] < REFINEMENTS)
+    start = weights, jnp.asarray(jnp.inf, weights.dtype), jnp.asarray(jnp.inf, weights.dtype), 0
+    return lax.while_loop(unsettled, correct, start)[:3]

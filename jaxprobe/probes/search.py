@@ -46,6 +46,7 @@ class Solved(NamedTuple):
     repeated: np.ndarray  # [B] how many penalties were solved again in float64; -1 for all that there is
     left: np.ndarray  # [B] how many were not though float32 does not suffice, as they are far from the best
     wide: np.ndarray  # [B] whether the weights have more digits than float32
+    r2: np.ndarray  # [B, C] on the rows that were fitted; NaN of a constant target, and where the rows can tell
 
 
 def check_options(alphas, criterion: str, groups, rows: int | None, dtype: str, solver: str | None) -> list[str]:

@@ -16,15 +16,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxprobe.probes import cholesky, eigen, folds
-from jaxprobe.probes.devices import at_once, layer_mesh, on_cpu, on_tpu, over_layers
+from jaxprobe.probes.devices import layer_mesh, on_cpu, on_tpu, over_layers
 from jaxprobe.probes.groups import group_predictions, padded_groups, padded_rows, sort_groups
 from jaxprobe.probes.moments import ROTATED, Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
+from jaxprobe.probes.packed import Packing
 from jaxprobe.probes.search import CONDITION_LIMIT, LEAST_OTHERS, Choice, Solved, search
 
 # Up to so many groups are each left out of x'x, in feature space; more are left out of the hat matrix.
 FEW_GROUPS = 32
-# Up to this width all folds are factored at once: each takes some ten matrices, and columns are one step for all.
-TOGETHER = 8192
+# Up to this width all folds are factored at once, so that columns are one step for all: each then takes some matrices
+# of its own, on TPUs ten (and a TPU has less memory).
+TOGETHER = {"cpu": 0, "gpu": 8192, "tpu": 4096}
 # How moments are factored: (dtype, floor). Float32 products may leave x'x indefinite by their rounding; the last gives
 # it that much, and the condition says that it was needed.
 ATTEMPTS = ("float32", 0.0), ("float64", 0.0), ("float64", 3e-7)
@@ -115,11 +117,14 @@ def _by_eigh(x, y: np.ndarray, choice: Choice, inside: np.ndarray | None) -> Sol
     return _solved(choice, weights, f.x_mean, alpha, alphas, losses, condition, np.minimum.reduce(least), wide=wide)
 
 
-def _solved(choice: Choice, weights, x_mean, alpha, alphas, losses, condition, least=None, repeated=None, *, wide):
+def _solved(
+    choice: Choice, weights, x_mean, alpha, alphas, losses, condition, least=None, repeated=None, r2=None, *, wide
+):
     alpha = alpha if choice.alpha_per_target else alpha[:, 0]
     least = np.ones(len(alpha)) if least is None else least
     repeated = np.zeros(len(alpha), int) if repeated is None else repeated
-    found = weights, x_mean, alpha, alphas, losses, condition, least, repeated, np.zeros(len(alpha), int), wide
+    r2 = np.full((len(alpha), losses.shape[2]), np.nan) if r2 is None else r2
+    found = weights, x_mean, alpha, alphas, losses, condition, least, repeated, np.zeros(len(alpha), int), wide, r2
     return Solved(*(np.array(leaf) for leaf in found))  # copies: JAX's are read only
 
 
@@ -322,20 +327,21 @@ class _OnHost:
                     losses[column], doubt[column] = np.asarray(again.losses)[0], np.asarray(again.doubt)[0]
         return losses, doubtful
 
-    def weights(self, alpha: float) -> tuple[Float[np.ndarray, "D C"], float]:
-        """(weights of the dimensions of x, condition) at one penalty."""
+    def weights(self, alpha: float) -> tuple[Float[np.ndarray, "D C"], float, Float[np.ndarray, " C"]]:
+        """(weights of the dimensions of x, condition, R2 on the rows) at one penalty."""
         for attempt in ATTEMPTS:
             with self._here():
-                found, condition, doubt = map(np.array, _compiled(folds.weights_at, *attempt)(self._rotated, alpha))
+                weights, condition, doubt, r2 = map(
+                    np.array, _compiled(folds.weights_at, *attempt)(self._rotated, alpha)
+                )
             if doubt < 1:
                 break
-        found[self._top] = self._axes @ found[self._top]
-        return found, float(condition)
+        weights[self._top] = self._axes @ weights[self._top]
+        return weights, float(condition), r2
 
     def x_mean(self) -> Float[np.ndarray, " D"]:
-        with self._here():
-            everything = _total(self._rotated)
-            mean = np.array(everything.x_shift + everything.x_sum / everything.count)
+        m = self._rotated
+        mean = np.asarray(m.x_shift[0]) + np.asarray(m.x_sum).sum(axis=0) / np.asarray(m.count).sum()
         mean[self._top] = self._axes @ mean[self._top]
         return mean
 
@@ -350,16 +356,13 @@ def solve_moments(m: Moments, choice: Choice) -> Solved:
         return losses[None]
 
     alpha, alphas, losses = search(errors, [host.scale], choice)
-    weights, condition = np.zeros((1, *m.xy.shape[1:])), np.zeros(1)
+    weights, condition, r2 = np.zeros((1, *m.xy.shape[1:])), np.zeros(1), np.zeros((1, m.yy.shape[1]))
     for value in np.unique(alpha):
-        found, at = host.weights(value)
+        found, at, of_rows = host.weights(value)
         chosen = alpha[0] == value
-        weights[0][:, chosen], condition = found[:, chosen], np.maximum(condition, at)
+        weights[0][:, chosen], r2[0, chosen], condition = found[:, chosen], of_rows[chosen], np.maximum(condition, at)
     x_mean, wide = host.x_mean()[None], np.ones(1, bool)
-    return _solved(choice, weights, x_mean, alpha, alphas, losses, condition, None, repeated, wide=wide)
-
-
-_total = jax.jit(folds.total)
+    return _solved(choice, weights, x_mean, alpha, alphas, losses, condition, None, repeated, r2, wide=wide)
 
 
 # Of the criterion from sums, a unit of doubt: on planted states errors came to 2e-3 at most.
@@ -372,7 +375,7 @@ class Sums(NamedTuple):
     """Streamed sums of L states on the devices of one process, which share them; see extract/sums.py."""
 
     mesh: Mesh  # of these devices
-    sums: Array  # [L, J, 2, D, columns], x shifted and rotated
+    sums: Array  # [L, J, words, columns], x shifted and rotated, packed
     shift: Array  # [L, D]
     top: Array  # [L, k]
     axes: Array  # [L, k, k]
@@ -397,10 +400,10 @@ def solve_sums(
     """
     mesh = s.mesh
     each = len(s.sums) // mesh.size
-    width, criterion = s.sums.shape[3], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
+    width, criterion = s.shift.shape[1], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
     targets = [np.asarray(leaf, np.float32) for leaf in (s.count, s.y_sum, s.yy)]
     options = dict(dtype="float32", blocked=on_tpu(mesh))
-    together = at_once(mesh) and width <= TOGETHER
+    together = width <= TOGETHER[mesh.devices.flat[0].platform]
     shift, top, axes = (np.asarray(leaf) for leaf in (s.shift, s.top, s.axes))
     turned = rotation(axes)
     back = np.linalg.inv(turned)
@@ -408,7 +411,7 @@ def solve_sums(
     def one_of_each_device(here: np.ndarray) -> list[Solved]:
         run = lambda function, values, **static: jax.tree.map(
             partial(np.array, dtype=np.float64),
-            over_sums(function, mesh, **static)(np.int32(here[0]), s.sums, *targets, values),
+            over_sums(function, mesh, width, **static)(np.int32(here[0]), s.sums, *targets, values),
         )
         with jax.enable_x64(False):
             x_off, squares, block = run(folds.spread, top[here])
@@ -436,15 +439,15 @@ def solve_sums(
 
         alpha, alphas, losses = search(errors, scale, choice._replace(alpha_per_target=False))
         with jax.enable_x64(False):
-            weights, condition, doubt = run(folds.weights_at, alpha[:, 0].astype(np.float32), **options)
+            weights, condition, doubt, r2 = run(folds.weights_at, alpha[:, 0].astype(np.float32), **options)
         for i, state in enumerate(here):
             if doubt[i] < 1 or state >= states:
                 weights[i][top[state]] = turned[state] @ weights[i][top[state]]
                 weights[i] /= y_scale
             else:
-                weights[i], condition[i] = on_host(i).weights(alpha[i, 0])
+                weights[i], condition[i], r2[i] = on_host(i).weights(alpha[i, 0])
                 repeated[i] += 1
-        found = weights, shift[here] + x_off, alpha, alphas, losses, condition, None, repeated
+        found = weights, shift[here] + x_off, alpha, alphas, losses, condition, None, repeated, r2
         solved = _solved(choice, *found, wide=np.ones(len(here), bool))._replace(left=left)
         return [Solved(*(leaf[i, None] for leaf in solved)) for i in range(len(here))]
 
@@ -467,36 +470,34 @@ def _scale(squares: np.ndarray, top: np.ndarray, block: np.ndarray, back: np.nda
 
 
 @cache
-def over_sums(function: Callable, mesh: Mesh, **static) -> Callable:
+def over_sums(function: Callable, mesh: Mesh, width: int, **static) -> Callable:
     """``function(moments [J], values)`` compiled for the state at one place of each device's; values lead by device."""
 
     def one(turn, sums, count, y_sum, yy, values):
-        found = function(folds.of_sums(sums[turn], count, y_sum, yy), values[0], **static)
+        found = function(folds.of_sums(sums[turn], count, y_sum, yy, width), values[0], **static)
         return jax.tree.map(lambda leaf: leaf[None], found)
 
     specs = P(), P("layer"), P(), P(), P(), P("layer")
     return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=P("layer"), check_vma=False))
 
 
-def sums_programs(
-    mesh: Mesh, layers: int, segments: int, width: int, columns: int, targets: int, penalties: int
-) -> dict[str, tuple]:
+def sums_programs(mesh: Mesh, layers: int, segments: int, width: int, targets: int, penalties: int) -> dict[str, tuple]:
     """The programs of `solve_sums` for k-fold: name -> (compiled function, its arguments, shapes).
 
     ``layers`` of all devices; each runs once for each of a device's states. Call under ``jax.enable_x64(False)``.
     """
     of_layers, everywhere = (NamedSharding(mesh, spec) for spec in (P("layer"), P()))
     shaped = lambda sharding, *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    sums = shaped(of_layers, layers, segments, 2, width, columns)
+    sums = shaped(of_layers, layers, segments, *Packing(width, targets + 1).words, dtype="uint32")
     of_y = shaped(everywhere, segments, targets)
     first = shaped(everywhere, dtype="int32"), sums, shaped(everywhere, segments), of_y, of_y
     options = dict(dtype="float32", blocked=on_tpu(mesh))
     values = lambda *shape, dtype="float32": shaped(of_layers, mesh.size, *shape, dtype=dtype)
-    k_fold = over_sums(folds.k_fold, mesh, together=at_once(mesh) and width <= TOGETHER, **options)
+    k_fold = over_sums(folds.k_fold, mesh, width, together=width <= TOGETHER[mesh.devices.flat[0].platform], **options)
     return {
-        "spread": (over_sums(folds.spread, mesh), *first, values(min(ROTATED, width), dtype="int32")),
+        "spread": (over_sums(folds.spread, mesh, width), *first, values(min(ROTATED, width), dtype="int32")),
         "five folds": (k_fold, *first, values(penalties)),
-        "weights": (over_sums(folds.weights_at, mesh, **options), *first, values()),
+        "weights": (over_sums(folds.weights_at, mesh, width, **options), *first, values()),
     }
 
 

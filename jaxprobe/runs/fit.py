@@ -21,10 +21,9 @@ from jaxprobe.host.progress import Progress, default_reporter
 from jaxprobe.html import html_table, scores_in_words
 from jaxprobe.models.load import LanguageModel
 from jaxprobe.probes.devices import on_cpu
-from jaxprobe.probes.folds import total
 from jaxprobe.probes.lengths import length_notes, row_lengths
 from jaxprobe.probes.metrics import Interval, great_circle_km, score
-from jaxprobe.probes.moments import Moments, centre
+from jaxprobe.probes.moments import Moments
 from jaxprobe.probes.ridge import RidgeFit, predict_layer, solve_moments, solve_states, solve_sums, to_fit
 from jaxprobe.runs.fit_classes import ClassProbes, fit_class_probes
 
@@ -328,14 +327,13 @@ def stream_probes(
     with progress.task("fit", len(stream.states), "states") as advance:
         here = np.array([stream.states.index(state) for state in stream.states_here], np.int64)
         join = functools.partial(gather_rows, rows=here)
-        unseen = _StateMoments(stream, lambda count: None)
         if on_cpu(language_model.mesh):  # float64 costs little there
             solved = join(solve_moments(_StateMoments(stream, advance), criterion="k_fold"))
         else:
-            solved = join(solve_sums(stream.on_devices(), unseen))
+            solved = join(solve_sums(stream.on_devices(), _StateMoments(stream, lambda count: None)))
             advance(len(here))
         fit = to_fit(solved, stream.states, "float64")
-        r2 = join({"r2": _training_r2(fit.weights[here], unseen)})["r2"]
+        r2 = np.column_stack([solved["r2"], solved["r2"].mean(axis=1)])  # with the mean over targets last
         none = np.full(r2.shape, np.nan)
     del stream  # its memory is free while the test rows run
     predictions, lengths = _predict(fit, stream_states(language_model, test, "predict", progress), table)
@@ -386,19 +384,3 @@ class _StateMoments(Mapping[str, Moments]):
 
     def __len__(self) -> int:
         return len(self._stream.states_here)
-
-
-def _training_r2(every_weights: np.ndarray, moments: Mapping[str, Moments]) -> np.ndarray:
-    """R2 on the training rows, [L, C + 1] with the mean over targets last, for weights [L, D, C].
-
-    The residual's sum of squares is y'y - 2 w'x'y + w'x'x w, all about the means.
-    """
-    values = []
-    for weights, of_folds in zip(every_weights, moments.values(), strict=True):
-        with jax.enable_x64(True):
-            sums = jax.tree.map(np.asarray, centre(total(of_folds)))
-        residual = sums.y_squares - 2 * (weights * sums.cross).sum(0) + (weights * (sums.gram @ weights)).sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r2 = np.where(sums.y_squares > 0, 1 - residual / sums.y_squares, np.nan)
-        values.append([*r2, r2.mean()])
-    return np.array(values).reshape(len(values), every_weights.shape[2] + 1)

@@ -102,13 +102,14 @@ def test_fits_follow_from_operations_and_columns(gpus):
 
 
 def test_a_gpu_has_room_for_the_sums_in_what_jax_takes():
-    made = plan("llama-2-70b", "h100:8", "cities", limit=200, dtype="float32")
+    sites = ("embed", *(f"{layer}{part}" for layer in range(80) for part in ("", ".mid") if not part or layer < 60))
+    made = plan("llama-2-70b", "h100:8", "cities", limit=200, dtype="float32", sites=sites)
     assert made.memory == 60e9 and made.mesh == {"data": 1, "fsdp": 1, "model": 8}
-    # 11 of 81 states on a GPU, five folds, two float32 for each sum.
-    least = made.parameters + 11 * 8 * 5 * 8192 * (8192 + 3)
-    assert least < made.peak_streamed < 1.1 * least
+    # 18 of 141 states on a GPU, five folds, 6 bytes of a little more than half of a square; then the fit of one state.
+    least = made.parameters + 18 * 5 * 6 * 8192 * 8192 / 2
+    assert least < made.peak_streamed < 1.2 * least
     assert made.fits(True) and not made.fits(False)
-    assert "does NOT fit (it does with the variable XLA_CLIENT_MEM_FRACTION=0.8" in "\n".join(words.conclusions(made))
+    assert "does NOT fit (it does with the variable XLA_CLIENT_MEM_FRACTION=0.7" in "\n".join(words.conclusions(made))
 
 
 def test_a_plan_that_does_not_fit_says_so():
@@ -217,20 +218,20 @@ def assert_room_for_the_fit(devices, width):
     """Of one state from the sums of five folds."""
     mesh, platform = layer_mesh(devices[:1]), devices[0].platform
     with jax.enable_x64(False), topologies.without_cache(), topologies.with_little_effort():
-        function, *arguments = sums_programs(mesh, 1, FOLDS, width, width + 3, 2, 12)["five folds"]
+        function, *arguments = sums_programs(mesh, 1, FOLDS, width, 2, 12)["five folds"]
         compiled = function.lower(*arguments).compile(topologies.compiler_options(platform))
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary <= device_fit_memory(FOLDS, width, "tpu" if platform == "tpu" else "gpu") <= 1.3 * temporary
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("width", [1024, 2 * TOGETHER])
+@pytest.mark.parametrize("width", [1024, 2 * max(TOGETHER.values())])
 def test_a_fit_from_sums_has_room_on_gpus(cuda, width):
     assert_room_for_the_fit(topologies.gpu_devices(parse_topology("h100:1")), width)
 
 
 @pytest.mark.libtpu
-@pytest.mark.parametrize("width", [1024, 2 * TOGETHER])
+@pytest.mark.parametrize("width", [1024, 2 * max(TOGETHER.values())])
 def test_a_fit_from_sums_has_room_on_tpus(libtpu, width):
     assert_room_for_the_fit(topologies.tpu_devices(parse_topology("v5p:2x2x1")), width)
 

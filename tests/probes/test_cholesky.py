@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 from jaxprobe.probes import solve
 from jaxprobe.probes.devices import layer_mesh
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
-from jaxprobe.probes.root import BLOCK, inverse_root
+from jaxprobe.probes.root import BLOCK, factor, inverse_root, solve_lower, solve_upper
 from tests.probes.hard_states import RELATIVE, Truth, make_states
 
 # What the project promises of the accelerators: the criterion over the grid, at the chosen penalty, fitted values.
@@ -104,17 +104,37 @@ def test_a_penalty_for_each_target_and_a_grid_of_its_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("d", [7, 200, BLOCK + 40, 1100])
-def test_the_root_of_matrix_products_is_one(d):
+def test_the_root_of_block_columns_is_one(d):
     rng = np.random.default_rng(d)
     rows = rng.normal(size=(2 * d, d)) * 10 ** rng.uniform(-3, 3, size=d)
     gram = (rows.T @ rows).astype(np.float32)
     for blocked in (False, True):
         root = np.asarray(jax.jit(inverse_root, static_argnames="blocked")(gram, blocked=blocked), np.float64)
-        np.testing.assert_array_equal(np.triu(root, 1), 0)
-        assert np.linalg.norm(root @ gram @ root.T - np.eye(d)) < 1e-5 * d
+        np.testing.assert_array_equal(np.tril(root, -1), 0)
+        assert np.linalg.norm(root.T @ gram @ root - np.eye(d)) < 1e-5 * d
     batched = jax.jit(jax.vmap(lambda matrix: inverse_root(matrix, blocked=True)))(np.stack([gram, 4 * gram]))
     np.testing.assert_allclose(batched[1], root / 2, rtol=1e-3, atol=1e-4 * abs(root).max())
     assert np.isnan(np.asarray(inverse_root(-np.eye(5, dtype=np.float32), blocked=True))).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [7, BLOCK + 40, 900])
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_factor_solves_and_goes_through_rows(d, blocked):
+    """Against NumPy's float64, with dimensions of very different size; what is above the diagonal is never read."""
+    rng = np.random.default_rng(d)
+    rows = rng.normal(size=(2 * d, d)) * 10 ** rng.uniform(-3, 3, size=d)
+    gram, below, b = (part.astype(np.float32) for part in (rows.T @ rows, rows[:300], rng.normal(size=(d, 3))))
+    lower = np.linalg.cholesky(gram.astype(np.float64))
+
+    @jax.jit
+    def every(gram, below, b):
+        found, through = factor(gram, below, blocked=blocked)
+        return through, solve_lower(found, b), solve_upper(found, b)
+
+    expected = np.linalg.solve(lower, below.T).T, np.linalg.solve(lower, b), np.linalg.solve(lower.T, b)
+    for found, exact in zip(every(gram, below, b), expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-6 * d * abs(exact).max())
 
 
 @pytest.mark.parametrize("rows", [64, 256])
