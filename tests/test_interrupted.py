@@ -52,7 +52,7 @@ def complete(out):
 def interrupt(process, out, shards, number, delay=0.0):
     """Waits until so many shards are complete, and a little longer; sends the signal; returns (exit code, stderr)."""
     while process.poll() is None and not ((out / "activations").exists() and len(complete(out)) >= shards):
-        time.sleep(0.002)
+        time.sleep(0.02)
     time.sleep(delay)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)

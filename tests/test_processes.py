@@ -196,7 +196,7 @@ def complete(out):
 def end_one(processes, out, shards, process, number):
     """Waits for so many complete shards and sends the signal to one process; returns how all ended, and when."""
     while len(complete(out)) < shards and all(process.poll() is None for process in processes):
-        time.sleep(0.002)
+        time.sleep(0.02)
     processes[process].send_signal(number)
     sent = time.monotonic()
     return ended(processes), time.monotonic() - sent
