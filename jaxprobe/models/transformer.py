@@ -4,11 +4,13 @@ Hidden states are return values and edits are arguments: nothing is hooked. Whic
 family's to say; the block here runs what is there.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -77,11 +79,22 @@ def abstract_weights(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple
 
 def random_weights(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype, seed: int = 0) -> Transformer:
     """The same architecture before training, with the checkpoint's own spread of matrices, made on the devices."""
-    graph, state = abstract_weights(config, mesh, dtype)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    make = lambda: nnx.state(Transformer(config, dtype, config.initializer_range, nnx.Rngs(seed)))
+    graph, _ = abstract_weights(config, mesh, dtype)
+    key = np.asarray(jax.random.key_data(jax.random.key(seed)))  # in NumPy, as the mesh may be of several processes
     with jax.set_mesh(mesh):
-        return nnx.merge(graph, jax.jit(make, out_shardings=shardings)())
+        return nnx.merge(graph, _compiled_start(config, mesh, jnp.dtype(dtype))(key))
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_start(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Callable[[np.ndarray], nnx.State]:
+    """The parameters before training, by a random key: one program for every seed."""
+    _, state = abstract_weights(config, mesh, dtype)
+
+    def make(key: Array) -> nnx.State:
+        rngs = nnx.Rngs(jax.random.wrap_key_data(key))
+        return nnx.state(Transformer(config, dtype, config.initializer_range, rngs))
+
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state))
 
 
 # ---- What goes in and comes out -----------------------------------------------------------------------------------
