@@ -116,16 +116,12 @@ def test_what_is_planted_is_found_and_nothing_else(run, asked_once, group):
 
 
 def test_over_seeds_it_is_found_and_nothing_else(tmp_path):
-    """In 95 % of seeds: 19 of 20."""
-    found: dict[str, list] = {group: [] for group in GROUPS}
-    for seed in range(20):
+    """In all of 13 seeds, which 80 % of worlds would pass as seldom as 19 of 20 (5 % of the time, not 7 %)."""
+    for seed in range(13):
         run = probe(plant(tmp_path / str(seed), seed))
         for group in GROUPS:
-            found[group].append(said(ask(run, group, draws=19, every=3))[1:])
-    needed, moves = np.sum(found["side"], 0)
-    assert needed >= 19 and moves >= 19, found
-    needed, moves = np.sum(found["letter"], 0)
-    assert needed <= 1 and moves <= 1, found
+            lines, needed, moves = said(ask(run, group, draws=19, every=3))
+            assert needed == moves == (group == "side"), (seed, lines)
 
 
 def test_two_processes_share_the_layers(run, asked_once, tmp_path):
