@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -10,16 +9,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxprobe.probes.estimators import ClassProbe, MlpProbe, RidgeProbe
 
+# The checks bring some forty shapes.
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 # The checks' tables have tens of rows: smaller batches, or early stopping ends after a few steps.
 SMALL = dict(hidden=16, batch_size=16, weight_decays=(0.01,))
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """The checks bring some forty shapes, each compiled for a few microseconds of work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow
