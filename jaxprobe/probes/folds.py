@@ -101,9 +101,10 @@ def k_fold(
         rest = whole(combine(others, folds))
         x_off, y_off = rest.x_sum / rest.count, rest.y_sum / rest.count
         normal = _normal(rest, floor)
+        narrow = normal.gram.astype(dtype)  # once, not for every penalty
 
         def one_alpha(alpha):
-            half, _ = factor(_penalised(normal, alpha, dtype), blocked=blocked)
+            half, _ = factor(_penalised(narrow, normal, alpha), blocked=blocked)
             weights, _, last = _solve(normal, alpha, lambda b: solve_upper(half, solve_lower(half, b)), dtype)
             return weights * normal.unscale[:, None], last
 
@@ -171,11 +172,11 @@ def weights_at(
 
 def _normal(m: Moments, floor: float) -> Normal:
     x_off, y_off = m.x_sum / m.count, m.y_sum / m.count
-    gram, cross = m.xx - jnp.outer(m.x_sum, x_off), m.xy - jnp.outer(m.x_sum, y_off)
-    squares = jnp.diagonal(gram)
+    squares = jnp.diagonal(m.xx) - m.x_sum * x_off
     unscale = jnp.where(squares > 0, lax.rsqrt(jnp.where(squares > 0, squares, 1)), 1)
-    gram = gram * unscale[:, None] * unscale[None, :] + floor * jnp.eye(len(gram), dtype=gram.dtype)
-    return Normal(gram, cross * unscale[:, None], unscale)
+    gram = (m.xx - jnp.outer(m.x_sum, x_off)) * unscale[:, None] * unscale[None, :]
+    gram = gram + floor * jnp.eye(len(gram), dtype=gram.dtype) if floor else gram
+    return Normal(gram, (m.xy - jnp.outer(m.x_sum, y_off)) * unscale[:, None], unscale)
 
 
 def _squares(m: Moments):
@@ -188,12 +189,13 @@ def _penalty(normal: Normal, weights, alpha):
     return alpha * jnp.sum((weights * normal.unscale[:, None]) ** 2, axis=0)
 
 
-def _penalised(normal: Normal, alpha, dtype: str):
-    return (normal.gram + jnp.diag(alpha * normal.unscale**2)).astype(dtype)
+def _penalised(gram, normal: Normal, alpha):
+    """``gram`` [D, D] of ``normal``, in any dtype, with the penalty on its diagonal."""
+    return gram + jnp.diag((alpha * normal.unscale**2).astype(gram.dtype))
 
 
 def _inverse(normal: Normal, alpha, dtype: str, blocked: bool):
-    return inverse_root(_penalised(normal, alpha, dtype), blocked=blocked)
+    return inverse_root(_penalised(normal.gram.astype(dtype), normal, alpha), blocked=blocked)
 
 
 def _solve(normal: Normal, alpha, solve, dtype):
