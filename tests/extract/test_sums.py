@@ -1,5 +1,6 @@
 """Streamed moments against float64 sums over the same rows."""
 
+import itertools
 import re
 
 import jax
@@ -12,6 +13,7 @@ from jaxprobe.extract.sums import MomentStream, _pick, moments_size, wave_size
 from jaxprobe.probes import solve
 from jaxprobe.probes.moments import Moments
 from jaxprobe.probes.ridge import fit_moments, predict_layer, solve_moments, solve_sums, to_fit
+from jaxprobe.probes.root import BLOCK
 from jaxprobe.probes.solve import sums_programs
 from tests.probes.hard_states import Truth, make_states
 
@@ -63,6 +65,14 @@ def in_float32_alone(stream):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solve, "REDONE_WIDTH", 0)
         return solve_sums(stream.on_devices(), dict.fromkeys(stream.states))
+
+
+def as_on_tpus(stream):
+    """By block columns, all folds at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solve, "on_tpu", lambda mesh: True)
+        patch.setitem(solve.TOGETHER, "cpu", 4096)
+        return in_float32(stream)
 
 
 def assert_moments_are_right(stream, x, y, segments):
@@ -201,11 +211,13 @@ def test_a_shard_must_be_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.5, 1.2, 2])
-@pytest.mark.parametrize("solved_in", [in_float64, in_float32, in_float32_alone])
-def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(share, solved_in):
+@pytest.mark.parametrize(
+    "solved_in, share",
+    [*itertools.product([in_float64, in_float32, in_float32_alone], [0.5, 1.2, 2]), (as_on_tpus, 1.2)],
+)
+def test_massive_dimensions_that_move_together_leave_the_digits_of_the_rest(solved_in, share):
     """Five folds of states as models have them, against float64; not rotated, products were wrong by 4e-2."""
-    d = 128
+    d = BLOCK + 40 if solved_in is as_on_tpus else 128
     x, y = make_states("massive", int(share * d), d)
     truth, order = Truth(x, y), np.random.default_rng(0).permutation(len(x))
     folds = {str(i): np.sort(part) for i, part in enumerate(np.array_split(order, 5))}

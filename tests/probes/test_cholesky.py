@@ -145,3 +145,17 @@ def test_the_programs_hold_no_float64_and_no_large_eigendecomposition(rows):
         for name, (compiled, *arguments) in programs.items():
             text = compiled.lower(*arguments).as_text().lower()
             assert "f32" in text and "f64" not in text and "eigh" not in text and "syevd" not in text, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.5, 1.2])
+def test_as_tpus_factor_it_is_float64s(share, monkeypatch):
+    """By block columns, of states wider than a block."""
+    monkeypatch.setattr(solve, "on_tpu", lambda mesh: True)
+    d = BLOCK + 40
+    x, y = make_states("massive", int(share * d), d)
+    truth = Truth(x, y)
+    alphas = RELATIVE * truth.scale
+    expected = np.array([truth.leave_one_out(alpha)[1] for alpha in alphas])
+    fit = fit_ridge(x[None], y, alphas, solver="cholesky")
+    assert_promises(fit, 0, expected, lambda alpha: truth.leave_one_out(alpha)[2], alphas, y, x)
