@@ -1,9 +1,9 @@
 """Plans of large models on TPU slices and GPUs, for the README's table.
 
-    pip install "jaxprobe[tpu]"    # for libtpu alone; no TPU is needed
+    pip install "jaxprobe[tpu,plan-gpu]"    # for their compilers alone; neither a TPU nor a GPU is needed
     python benchmarks/plan.py --out benchmarks/results/plan.json
 
-The programs are compiled for the slices; GPUs are counted. Nothing is run.
+The programs are compiled for the slices and the GPUs (without `plan-gpu` these are counted). Nothing is run.
 """
 
 import os
