@@ -170,7 +170,7 @@ def test_two_processes_go_on_where_one_was_killed(bucket, local):
     ends = ended(processes)
     assert ends[1][0] == -signal.SIGKILL and ends[0][0] not in (0, 2), ends[0][2]
     first = complete(out)
-    assert 0 < len(first) < SHARDS and not (out / "scores.csv").exists()
+    assert 0 < len(first) < SHARDS and not (out / "scores.csv").exists(), ends[0][2]
 
     ends = ended(launch(commands))
     assert [code for code, _, _ in ends] == [0, 0], ends[0][2]
