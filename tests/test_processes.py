@@ -104,7 +104,8 @@ def launch(commands, *, devices=1, folders=None, slurm=False, before=None, pytho
     ``before`` is a line for each of them, which runs before its program; ``python`` starts them as users do, with
     imports and hashes of their own.
     """
-    count, number = len(commands), int(np.random.default_rng().integers(20_000))
+    # Below the ports that the system gives to connections, of which a bucket has many.
+    count, number = len(commands), int(np.random.default_rng().integers(12_000))
     processes = []
     for process, command in enumerate(commands):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
