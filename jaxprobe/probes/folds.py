@@ -22,10 +22,8 @@ from jaxprobe.probes.root import factor, inverse_root, solve_lower, solve_upper
 # criterion of planted states is within 1e-3 of float64's.
 STEP_LIMIT = {"float64": 1e-6, "float32": 1e-3}
 FIRST_LIMIT = 3e-3
-SETTLED = {
-    "float64": 1e-8,
-    "float32": 1e-6,
-}  # the next correction would be smaller by what this one is beside the first
+# A correction beside the solution: the next would be smaller by what this one is beside the first.
+SETTLED = {"float64": 1e-8, "float32": 1e-6}
 # Errors beside the targets' squares: below this what they are a difference of leaves them less than three digits.
 LEAST_ERRORS = {"float64": 1e-12, "float32": 1e-4}
 
@@ -109,7 +107,7 @@ def k_fold(
             return weights * normal.unscale[:, None], last
 
         weights, last = lax.map(one_alpha, alphas)  # [A, D, C], [A]
-        # Only now, as both x'x have not to be there at once.
+        # Only now, so that both x'x need not be there at once.
         weights, words = lax.optimization_barrier((weights, folds.xx[number]))
         fold = whole(jax.tree.map(lambda leaf: leaf[number], folds._replace(xx=folds.count))._replace(xx=words))
         # The fold about the others' means.
