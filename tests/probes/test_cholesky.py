@@ -20,13 +20,14 @@ KINDS = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
 @pytest.fixture(autouse=True)
-def compile_quickly():
-    """Many programs, each for a few milliseconds of work; and more threads than cores take the truth's time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def one_thread():
+    """More threads than cores take the truth's time."""
     with threadpool_limits(1, user_api="blas"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def assert_promises(fit, layer, expected, fitted, alphas, y, x):
