@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxprobe.extract.forward import root_slots
-from jaxprobe.extract.sums import moments_size, packing, wave_size
+from jaxprobe.extract.sums import moments_size, wave_size
 from jaxprobe.extract.trie import Plan
 from jaxprobe.host.machine import product_rate
 from jaxprobe.models.config import ModelConfig
@@ -20,8 +20,9 @@ from jaxprobe.models.families.known import parameters
 from jaxprobe.models.placement import parameter_bytes
 from jaxprobe.probes.cholesky import in_feature_space
 from jaxprobe.probes.moments import ROTATED
+from jaxprobe.probes.packed import packing
 from jaxprobe.probes.root import BLOCK, PANEL
-from jaxprobe.probes.solve import TOGETHER
+from jaxprobe.probes.solve import folds_together
 
 # A forward pass reaches at least this share of the rate of one large float32 product (CPUs: 0.76 to 0.90).
 SHARE_OF_PRODUCT = 0.75
@@ -251,6 +252,6 @@ def count_fit(rows: int, width: int, targets: int, penalties: int, platform: str
 
 def count_fit_of_sums(width: int, folds: int, penalties: int, platform: str) -> Fit:
     """One state's probe from sums by `probes.solve.sums_programs`: a factor a fold and penalty, one for the weights."""
-    turns = penalties * (1 if width <= TOGETHER[platform] else folds)
+    turns = penalties * (1 if folds_together(width, platform) else folds)
     operations = folds * penalties * count_factor(width, 0, platform) + count_inverse(width, platform)
     return Fit(operations, width * (turns + 1))

@@ -15,7 +15,7 @@ from jaxprobe.host.machine import free_memory, free_on_devices
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.placement import parameter_bytes
 from jaxprobe.probes.metrics import scoring_memory
-from jaxprobe.probes.solve import TOGETHER
+from jaxprobe.probes.solve import folds_together
 
 # The shard being filled, the one before it on its way to the disk or the devices, and for the disk a copy.
 STORED_SHARDS, STREAMED_SHARDS = 3, 2
@@ -41,7 +41,7 @@ def fit_memory(folds: int, width: int, targets: int) -> int:
 def device_fit_memory(folds: int, width: int, platform: str) -> int:
     """Bytes beside the sums that the fit of one state from them takes on an accelerator."""
     of_each, of_one = _DEVICE_COPIES[platform]
-    return 4 * width**2 * (folds * of_each if width <= TOGETHER[platform] else of_one)
+    return 4 * width**2 * (folds * of_each if folds_together(width, platform) else of_one)
 
 
 def peak_of_stored(forward: Program) -> int:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float64, Int
 
 from jaxprobe.probes.moments import largest_block, principal_axes, rotate, rotation
-from jaxprobe.probes.packed import Packing, add_to, opened, packed_product, unpack
+from jaxprobe.probes.packed import Packing, add_to, opened, packed_product, packing, unpack
 from jaxprobe.probes.solve import Sums
 
 _ROW_MULTIPLE = 8
@@ -39,11 +39,6 @@ def wave_size(states: int, rows: int, width: int, itemsize: int, devices: int = 
     """
     shard = -(-states // devices) * rows * width * itemsize
     return shard * (1 + 2 * shares) if shares > 1 else shard
-
-
-def packing(width: int, targets: int) -> Packing:
-    """Of one segment's x'x, with x'y and x'1 beside it."""
-    return Packing(width, targets + 1)
 
 
 def pieces(rows: Int[np.ndarray, " n"], width: int) -> list[Int[np.ndarray, " m"]]:
@@ -275,7 +270,7 @@ def _one_layer(array: Array, layer: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _opened(of: Packing):
     """One layer's words [S, ...] -> two parts of each sum, each as (x'x [S, D, D], beside it [S, D, C + 1])."""
-    unpacked = jax.vmap(functools.partial(unpack, packing=of))
+    unpacked = jax.vmap(functools.partial(unpack, of=of))
     return jax.jit(lambda words: tuple(map(unpacked, opened(words))))
 
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxprobe.cost.counts import Program, Step, count_ridge, count_step, count_sums
 from jaxprobe.errors import first_line
 from jaxprobe.extract.forward import compiled_step
-from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members, packing
+from jaxprobe.extract.sums import Pilot, compiled_add, layers_on, members
 from jaxprobe.mesh import spec
 from jaxprobe.models.config import ModelConfig
 from jaxprobe.models.load import DTYPES
@@ -23,6 +23,7 @@ from jaxprobe.plan.topologies import compiler_options, with_little_effort, witho
 from jaxprobe.probes import solve
 from jaxprobe.probes.devices import layers_at_once
 from jaxprobe.probes.moments import ROTATED
+from jaxprobe.probes.packed import packing
 from jaxprobe.probes.search import RELATIVE_ALPHAS
 
 

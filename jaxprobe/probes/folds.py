@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from jaxprobe.probes.cholesky import REFINEMENTS, Criterion
 from jaxprobe.probes.moments import Moments, combine, product
-from jaxprobe.probes.packed import Packing, sums_of, unpack
+from jaxprobe.probes.packed import packing, sums_of, unpack
 from jaxprobe.probes.root import factor, inverse_root, solve_lower, solve_upper
 
 # Of the last correction beside the solution; and of the first, where a trace rests on it. Up to this limit the
@@ -54,7 +54,7 @@ def of_sums(
     What the sums' additions rounded off is below the rounding of their products, and is left out.
     """
     targets = y_sum.shape[1]
-    beside = jax.vmap(lambda one: unpack(sums_of(one), Packing(width, targets + 1))[1])(words)
+    beside = jax.vmap(lambda one: unpack(sums_of(one), packing(width, targets))[1])(words)
     zeros = jnp.zeros((len(words), width), beside.dtype), jnp.zeros_like(y_sum)
     return Moments(count, *zeros, beside[:, :, targets], y_sum, words, beside[:, :, :targets], yy)
 
@@ -69,7 +69,7 @@ def whole(m: Moments) -> Moments:
     (width,), (targets,) = m.x_sum.shape, m.y_sum.shape
     if m.xx.shape == (width, width):
         return m
-    return m._replace(xx=unpack(as_sum(m.xx), Packing(width, targets + 1))[0])
+    return m._replace(xx=unpack(as_sum(m.xx), packing(width, targets))[0])
 
 
 def spread(folds: Moments, top: Int[Array, " k"]) -> tuple[Array, Array, Array]:
@@ -108,8 +108,8 @@ def k_fold(
 
         weights, last = lax.map(one_alpha, alphas)  # [A, D, C], [A]
         # Only now, so that both x'x need not be there at once.
-        weights, words = lax.optimization_barrier((weights, folds.xx[number]))
-        fold = whole(jax.tree.map(lambda leaf: leaf[number], folds._replace(xx=folds.count))._replace(xx=words))
+        weights, number = lax.optimization_barrier((weights, number))
+        fold = whole(combine(lambda leaf: leaf[number], folds))
         # The fold about the others' means.
         x_sum, y_sum = fold.x_sum - fold.count * x_off, fold.y_sum - fold.count * y_off
         xx = fold.xx - jnp.outer(fold.x_sum, x_off) - jnp.outer(x_off, x_sum)

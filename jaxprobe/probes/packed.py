@@ -50,33 +50,36 @@ class Packing(NamedTuple):
         return rows + rows // 2, columns
 
 
+def packing(width: int, targets: int) -> Packing:
+    """Of the sums of one segment of rows: x'x, with x'y and x'1 beside it."""
+    return Packing(width, targets + 1)
+
+
 def packed_product(x: Float[Array, "n D"], beside: Float[Array, "n c"]) -> Float[Array, "rows columns"]:
     """x'x and x'beside, the rectangle."""
-    packing = Packing(x.shape[1], beside.shape[1])
-    x = jnp.pad(x, ((0, 0), (0, packing.blocks * packing.block - packing.width)))
-    right = jnp.concatenate([x, jnp.pad(beside, ((0, 0), (0, packing.beside - packing.columns)))], axis=1)
+    of = Packing(x.shape[1], beside.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, of.blocks * of.block - of.width)))
+    right = jnp.concatenate([x, jnp.pad(beside, ((0, 0), (0, of.beside - of.columns)))], axis=1)
 
     def block_row(i):
-        start = i * packing.block
-        return product(x[:, start : start + packing.block].T, right[:, start:])
+        start = i * of.block
+        return product(x[:, start : start + of.block].T, right[:, start:])
 
-    pairs = [(block_row(i), block_row(packing.blocks - 1 - i)) for i in range(packing.blocks // 2)]
+    pairs = [(block_row(i), block_row(of.blocks - 1 - i)) for i in range(of.blocks // 2)]
     return jnp.concatenate([jnp.concatenate(pair, axis=1) for pair in pairs])
 
 
-def unpack(
-    rectangle: Float[Array, "rows columns"], packing: Packing
-) -> tuple[Float[Array, "D D"], Float[Array, "D c"]]:
+def unpack(rectangle: Float[Array, "rows columns"], of: Packing) -> tuple[Float[Array, "D D"], Float[Array, "D c"]]:
     """(the symmetric matrix, the columns beside it)."""
-    block, squares = packing.block, packing.blocks * packing.block
-    ends = [squares - i * block + packing.beside for i in range(packing.blocks)]  # columns of each block row
-    pairs = [rectangle[i * block : (i + 1) * block] for i in range(packing.blocks // 2)]
+    block, squares = of.block, of.blocks * of.block
+    ends = [squares - i * block + of.beside for i in range(of.blocks)]  # columns of each block row
+    pairs = [rectangle[i * block : (i + 1) * block] for i in range(of.blocks // 2)]
     first = [pair[:, : ends[i]] for i, pair in enumerate(pairs)]
     last = [pair[:, ends[i] :] for i, pair in enumerate(pairs)]
     block_rows = first + last[::-1]
-    square = assemble(tuple(row[:, : -packing.beside] for row in block_rows))[: packing.width, : packing.width]
-    beside = jnp.concatenate([row[:, -packing.beside :] for row in block_rows])
-    return square, beside[: packing.width, : packing.columns]
+    square = assemble(tuple(row[:, : -of.beside] for row in block_rows))[: of.width, : of.width]
+    beside = jnp.concatenate([row[:, -of.beside :] for row in block_rows])
+    return square, beside[: of.width, : of.columns]
 
 
 def add_to(words: UInt[Array, "words columns"], value: Float[Array, "rows columns"]) -> UInt[Array, "words columns"]:

@@ -19,7 +19,7 @@ from jaxprobe.probes import cholesky, eigen, folds
 from jaxprobe.probes.devices import layer_mesh, on_cpu, on_tpu, over_layers
 from jaxprobe.probes.groups import group_predictions, padded_groups, padded_rows, sort_groups
 from jaxprobe.probes.moments import ROTATED, Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
-from jaxprobe.probes.packed import Packing
+from jaxprobe.probes.packed import packing
 from jaxprobe.probes.search import CONDITION_LIMIT, LEAST_OTHERS, Choice, Solved, search
 
 # Up to so many groups are each left out of x'x, in feature space; more are left out of the hat matrix.
@@ -30,6 +30,11 @@ TOGETHER = {"cpu": 0, "gpu": 8192, "tpu": 4096}
 # How moments are factored: (dtype, floor). Float32 products may leave x'x indefinite by their rounding; the last gives
 # it that much, and the condition says that it was needed.
 ATTEMPTS = ("float32", 0.0), ("float64", 0.0), ("float64", 3e-7)
+
+
+def folds_together(width: int, platform: str) -> bool:
+    """Whether all folds of a state's sums are factored at once."""
+    return width <= TOGETHER[platform]
 
 
 def place(devices: Sequence[jax.Device] | None, solver: str | None, dtype: str) -> tuple[Mesh, str]:
@@ -403,7 +408,7 @@ def solve_sums(
     width, criterion = s.shift.shape[1], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
     targets = [np.asarray(leaf, np.float32) for leaf in (s.count, s.y_sum, s.yy)]
     options = dict(dtype="float32", blocked=on_tpu(mesh))
-    together = width <= TOGETHER[mesh.devices.flat[0].platform]
+    together = folds_together(width, mesh.devices.flat[0].platform)
     shift, top, axes = (np.asarray(leaf) for leaf in (s.shift, s.top, s.axes))
     turned = rotation(axes)
     back = np.linalg.inv(turned)
@@ -488,12 +493,13 @@ def sums_programs(mesh: Mesh, layers: int, segments: int, width: int, targets: i
     """
     of_layers, everywhere = (NamedSharding(mesh, spec) for spec in (P("layer"), P()))
     shaped = lambda sharding, *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    sums = shaped(of_layers, layers, segments, *Packing(width, targets + 1).words, dtype="uint32")
+    sums = shaped(of_layers, layers, segments, *packing(width, targets).words, dtype="uint32")
     of_y = shaped(everywhere, segments, targets)
     first = shaped(everywhere, dtype="int32"), sums, shaped(everywhere, segments), of_y, of_y
     options = dict(dtype="float32", blocked=on_tpu(mesh))
     values = lambda *shape, dtype="float32": shaped(of_layers, mesh.size, *shape, dtype=dtype)
-    k_fold = over_sums(folds.k_fold, mesh, width, together=width <= TOGETHER[mesh.devices.flat[0].platform], **options)
+    together = folds_together(width, mesh.devices.flat[0].platform)
+    k_fold = over_sums(folds.k_fold, mesh, width, together=together, **options)
     return {
         "spread": (over_sums(folds.spread, mesh, width), *first, values(min(ROTATED, width), dtype="int32")),
         "five folds": (k_fold, *first, values(penalties)),
