@@ -82,7 +82,14 @@ def spread(folds: Moments, top: Int[Array, " k"]) -> tuple[Array, Array, Array]:
 
 
 def k_fold(
-    folds: Moments, alphas: Float[Array, " A"], *, dtype: str, blocked: bool, together: bool, floor: float = 0.0
+    folds: Moments,
+    alphas: Float[Array, " A"],
+    *,
+    dtype: str,
+    blocked: bool,
+    together: bool,
+    side_by_side: int = 1,
+    floor: float = 0.0,
 ) -> Criterion:
     """k-fold mean squared errors in squared units of y, leading axis [A].
 
@@ -90,6 +97,7 @@ def k_fold(
       folds: leading axis [J], about one shift.
       dtype: of the factorisations.
       together: whether all folds are solved at once, which takes less time on an accelerator and more memory.
+      side_by_side: how many penalties are solved at once, each by calls of its own, as a CPU's cores do.
       floor: added to the diagonal of x'x, relative to it, where rounding left it indefinite.
     """
 
@@ -106,7 +114,7 @@ def k_fold(
             weights, _, last = _solve(normal, alpha, lambda b: solve_upper(half, solve_lower(half, b)), dtype)
             return weights * normal.unscale[:, None], last
 
-        weights, last = lax.map(one_alpha, alphas)  # [A, D, C], [A]
+        weights, last = _each(one_alpha, alphas, side_by_side)  # [A, D, C], [A]
         # Only now, so that both x'x need not be there at once.
         weights, number = lax.optimization_barrier((weights, number))
         fold = whole(combine(lambda leaf: leaf[number], folds))
@@ -129,7 +137,14 @@ def k_fold(
 
 
 def generalised(
-    folds: Moments, alphas: Float[Array, " A"], *, dtype: str, blocked: bool, together: bool, floor: float = 0.0
+    folds: Moments,
+    alphas: Float[Array, " A"],
+    *,
+    dtype: str,
+    blocked: bool,
+    together: bool,
+    side_by_side: int = 1,
+    floor: float = 0.0,
 ) -> Criterion:
     """Generalised cross-validation of the fit on all rows; arguments and result as of `k_fold`."""
     del together
@@ -146,7 +161,7 @@ def generalised(
         doubt = jnp.maximum(first / FIRST_LIMIT, last / STEP_LIMIT[str(n.dtype)])
         return Criterion(n * squares / others**2, jnp.where(others > 0, doubt, jnp.nan), jnp.ones_like(alpha))
 
-    return lax.map(one_alpha, alphas)
+    return _each(one_alpha, alphas, side_by_side)
 
 
 def weights_at(
@@ -166,6 +181,11 @@ def weights_at(
     explained = jnp.sum(weights * normal.cross, axis=0) + _penalty(normal, weights, alpha)
     r2 = jnp.where(y_squares > 0, explained / jnp.where(y_squares > 0, y_squares, 1), jnp.nan)
     return weights * normal.unscale[:, None], jnp.where(finite, condition, jnp.nan).astype(alpha.dtype), doubt, r2
+
+
+def _each(function, values, side_by_side: int):
+    """``function`` of each of ``values``, stacked."""
+    return lax.scan(lambda _, value: (None, function(value)), None, values, unroll=side_by_side)[1]
 
 
 def _normal(m: Moments, floor: float) -> Normal:

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
+from threadpoolctl import threadpool_limits
 
 from jaxprobe.probes import cholesky, eigen, folds
-from jaxprobe.probes.devices import layer_mesh, on_cpu, on_tpu, over_layers
+from jaxprobe.probes.devices import SIDE_BY_SIDE, layer_mesh, on_cpu, on_tpu, over_layers
 from jaxprobe.probes.groups import group_predictions, padded_groups, padded_rows, sort_groups
 from jaxprobe.probes.moments import ROTATED, Moments, moments_of, pilot_mean, principal_axes, rotate_moments, rotation
 from jaxprobe.probes.packed import packing
@@ -322,13 +323,15 @@ class _OnHost:
 
     def criteria(self, alphas: Float[np.ndarray, " A"]) -> tuple[Float[np.ndarray, "A C"], int]:
         """(the criterion at every penalty, how many of them needed factors in float64)."""
+        options = dict(together=False, side_by_side=SIDE_BY_SIDE)
         with self._here():
-            of_all = _compiled(self._criterion, *ATTEMPTS[0], together=False)(self._rotated, alphas)
-            losses, doubt = np.array(of_all.losses), np.array(of_all.doubt)
+            with threadpool_limits(1, user_api="blas"):  # threads of each call would wait for each other
+                of_all = _compiled(self._criterion, *ATTEMPTS[0], **options)(self._rotated, alphas)
+                losses, doubt = np.array(of_all.losses), np.array(of_all.doubt)
             doubtful = int((~(doubt < 1)).sum())
             for attempt in ATTEMPTS[1:]:
                 for column in np.flatnonzero(~(doubt < 1)):
-                    again = _compiled(self._criterion, *attempt, together=False)(self._rotated, alphas[column, None])
+                    again = _compiled(self._criterion, *attempt, **options)(self._rotated, alphas[column, None])
                     losses[column], doubt[column] = np.asarray(again.losses)[0], np.asarray(again.doubt)[0]
         return losses, doubtful
 
