@@ -34,6 +34,8 @@ import jaxlib.gpu_solver
 import jaxlib.xla_client
 import pytest
 
+from tests.compiling import compile_quickly
+
 # A shell starts what it runs in the background deaf to Ctrl-C, and the processes that tests interrupt would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -49,22 +51,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="JAXPROBE_DATA does not name the folder of the paper's tables"))
 
 
-@pytest.fixture(scope="module")
-def compile_quickly():
-    """For files of many programs that compute for milliseconds each. Not where bits, memory or seconds are asserted."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # no other file's tests find these programs compiled
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before the fixtures of a test: its programs are compiled quickly, or with a mark as users' are."""
+    compile_quickly(not any(map(item.get_closest_marker, ("compiled_fully", "libtpu", "cuda"))))
 
 
-@pytest.fixture
-def compile_fully():
-    """For a test of such a file that asserts bits."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+def pytest_runtest_teardown(item, nextitem):
+    """A file's programs do not stay for all of the session: they come to gigabytes."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from jaxprobe.models.files.source import DEMO_MODEL
 from jaxprobe.results.folder import RunDirectory
 from jaxprobe.runs.execute import run
 from jaxprobe.settings import RunConfig
-from tests import started
+from tests import compiling, started
 from tests.tiny_llama import save_model
 
 pytestmark = pytest.mark.slow
@@ -108,7 +108,7 @@ def launch(commands, *, devices=1, folders=None, slurm=False, before=None, pytho
     count, number = len(commands), int(np.random.default_rng().integers(12_000))
     processes = []
     for process, command in enumerate(commands):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiling.FLAGS}"}
         where = f"{process}/{count}@localhost:{20_000 + number}"
         if slurm:
             names = {

@@ -18,8 +18,6 @@ from jaxprobe.cli import main as cli
 from jaxprobe.extract.store import layout
 from tests.tiny_llama import save_model
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra"]
 OWN = ("config.json", "scores.parquet", "scores.csv", "probes.safetensors", "entities.parquet", "predictions.parquet")
 DEEP = '{"settings": ' + "[" * 100_000 + "]" * 100_000 + "}"

@@ -16,6 +16,8 @@ from jaxprobe.plan.programs import forward_program
 from jaxprobe.probes.metrics import score, scoring_memory
 from tests.tiny_llama import llama_config
 
+pytestmark = pytest.mark.compiled_fully
+
 CONFIG = llama_config(width=256, head_width=32, mlp_width=1024, vocabulary=256, context=1024)
 STATES = ("embed", "0", "1", "2")
 ENTITIES = 3000

@@ -16,8 +16,6 @@ from jaxprobe.probes.metrics import great_circle_km
 from jaxprobe.probes.ridge import fit_ridge
 from tests.experiments.worlds import letters, make_table, planted, select
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @pytest.mark.slow
 def test_held_out_scores_are_those_of_a_refit():

@@ -23,8 +23,6 @@ from jaxprobe.probes.metrics import great_circle_km, paired_difference, score
 from jaxprobe.probes.ridge import fit_ridge, predict_layer
 from tests.experiments.worlds import letters, make_table, planted, select
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 WORLDS = 200
 # Of a rate that is right, 1 test in 1,000 falls outside of these bounds; the seeds are fixed.
 BOUNDS = lambda rate: binom.ppf([0.0005, 0.9995], WORLDS, rate)

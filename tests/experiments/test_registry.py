@@ -26,8 +26,6 @@ from jaxprobe.runs.several import load, run_all
 from jaxprobe.settings import RunConfig
 from tests.tiny_llama import save_model
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 SAME_PROBE = 1e-6  # fitted twice, from float32 states: sums in another order
 

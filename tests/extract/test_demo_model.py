@@ -17,7 +17,7 @@ from jaxprobe.models.load import load_model
 from tests.tiny_llama import row_errors
 from tests.tiny_models import float64_throughout, states_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.compiled_fully]
 
 
 @pytest.fixture(scope="module")

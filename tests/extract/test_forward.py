@@ -23,8 +23,6 @@ from jaxprobe.sites import choose_sites
 from tests.tiny_llama import assert_same_states, reference, save_llama
 from tests.tiny_models import states_of, true_states
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 10_000.0},
     "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},

@@ -16,8 +16,6 @@ from jaxprobe.models.load import load_model
 from tests.tiny_llama import assert_same_states, save_tokenizer
 from tests.tiny_models import Variant, save, true_states
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 # Some begin alike, one is the beginning of others, and some are one token.
 NAMES = ("New York", "New", "New York City", "Oslo", "Oslo", "San José", "São Paulo", "A")
 TRAINED = ("New York", "Where is", "Paulo", "San")

@@ -15,8 +15,6 @@ from tests.extract.test_forward import load, ours, random_sequences
 from tests.tiny_llama import assert_same_states
 from tests.tiny_models import Variant, float64_throughout, read_back, save, states_of, true_states
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 GROUPED = {"num_key_value_heads": 4}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}

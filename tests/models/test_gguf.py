@@ -21,8 +21,6 @@ from tests.models.test_weights import permute
 from tests.tiny_llama import assert_same_states
 from tests.tiny_models import Variant, float64_throughout, read_back, save, states_of, true_states
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 # (architecture, model, whether transformers reads the file too). Gemma's files don't say what scores are divided by.
 CASES = [
     ("llama", Variant("mistral", "grouped", {**GROUPED, "sliding_window": None}), True),

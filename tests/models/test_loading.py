@@ -209,6 +209,7 @@ def test_copies_of_heads_hold_the_same_numbers(tmp_path, model_devices):
 
 
 @pytest.mark.slow
+@pytest.mark.compiled_fully
 def test_random_weights_with_copies_of_heads_are_the_same_model(tmp_path):
     save_llama(tmp_path, kv_heads=2)
     config, one = open_checkpoint(tmp_path).config(), make_mesh({"data": 1})

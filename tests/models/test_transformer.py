@@ -25,8 +25,6 @@ from jaxprobe.models.transformer import (
 from tests.tiny_llama import ROW_NORM, save_tokenizer
 from tests.tiny_models import Variant, float64_throughout, read_back, save
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 VARIANTS = {
     "gated": Variant("llama", "", {"num_key_value_heads": 4, "initializer_range": 0.07}),
     "tied, capped": Variant(
@@ -204,7 +202,8 @@ def test_edits_are_those_of_pytorch_hooks(model, where):
 
 
 @pytest.mark.slow
-def test_an_edit_of_zeros_changes_no_bit(model, compile_fully):
+@pytest.mark.compiled_fully
+def test_an_edit_of_zeros_changes_no_bit(model):
     ours, _ = model
     nothing = jax.tree.map(np.zeros_like, low_rank(ours.config))
     sites = ("0", "3", "final_norm")

@@ -20,9 +20,6 @@ KINDS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """More threads than cores take the truth's time."""

@@ -10,8 +10,6 @@ from jaxprobe.probes import devices as spread
 from jaxprobe.probes.moments import Moments, add, moments_of
 from jaxprobe.probes.ridge import fit_moments, fit_ridge
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 EXACT = 1e-8  # float64 on well-posed problems
 FLOAT32 = 1e-5  # float32 products round at 6e-8 and some hundred of them add up
 ALPHAS = np.logspace(0, 4, 5)

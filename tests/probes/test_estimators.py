@@ -9,9 +9,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxprobe.probes.estimators import ClassProbe, MlpProbe, RidgeProbe
 
-# The checks bring some forty shapes.
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 # The checks' tables have tens of rows: smaller batches, or early stopping ends after a few steps.
 SMALL = dict(hidden=16, batch_size=16, weight_decays=(0.01,))
 

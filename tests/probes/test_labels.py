@@ -17,8 +17,6 @@ from jaxprobe.probes.labels import (
     logistic_path,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def world(n=300, d=20, k=4, seed=0, spread=1.5):
     """States whose class means lie apart, with dimensions of very different size, as states have."""

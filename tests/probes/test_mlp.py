@@ -9,8 +9,6 @@ from jaxprobe.probes.metrics import r2
 from jaxprobe.probes.mlp import fit_mlp, predict_mlp
 from jaxprobe.probes.ridge import fit_ridge, predict
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def curved(n=600, d=6, layers=2, seed=0):
     """Targets that bend, one dimension 1e4 times larger than the rest, one that is constant."""
@@ -22,7 +20,8 @@ def curved(n=600, d=6, layers=2, seed=0):
 
 
 @pytest.mark.slow
-def test_learns_what_a_line_cannot_and_repeats(compile_fully):
+@pytest.mark.compiled_fully
+def test_learns_what_a_line_cannot_and_repeats():
     x, y = curved(2000)
     options = dict(hidden=64, batch_size=64, learning_rate=3e-3, weight_decays=(0.01, 0.1))
     fit = fit_mlp(x[:, :1600], y[:1600], **options)

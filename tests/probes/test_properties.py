@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from jaxprobe.probes.ridge import fit_ridge, predict
 from jaxprobe.probes.search import CONDITION_LIMIT
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 # A new shape compiles anew, so shapes are drawn from a few: fewer rows than dimensions, as many, more.
 SHAPES = st.sampled_from([(2, 1), (3, 2), (8, 7), (10, 25), (40, 6)])
 EDITS = st.lists(st.sampled_from(["constant", "duplicate", "huge", "far", "repeat_rows", "sum"]), max_size=4)

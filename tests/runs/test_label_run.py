@@ -17,8 +17,6 @@ from jaxprobe.runs.predict import predict
 from jaxprobe.settings import RunSettings
 from tests.tiny_llama import save_model
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 NAMES = ["Paris", "Lima", "Oslo", "Rome", "Quito", "Accra", "Delhi", "Kyoto", "Perth", "Cairo"]
 
 

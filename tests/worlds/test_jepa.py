@@ -17,6 +17,9 @@ from jaxprobe.worlds.world_runs import train_world_model
 STEPS = 450
 
 
+pytestmark = pytest.mark.compiled_fully  # they are trained for longer than that takes
+
+
 @pytest.fixture(scope="module")
 def trained():
     return train_world_model(make_world(TINY, seed=11), "joint-embedding", steps=STEPS)

@@ -21,8 +21,6 @@ from jaxprobe.worlds.world_questions import ask, fit_points
 from jaxprobe.worlds.world_runs import peak_step, train_world_model
 from tests import started
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 SMALL = LanguageSettings(width=32, layers=2)
 
 
@@ -179,7 +177,8 @@ train_world_model(make_world(TINY), "joint-embedding", out=sys.argv[1], steps=10
 
 
 @pytest.mark.slow
-def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path, compile_fully):
+@pytest.mark.compiled_fully
+def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path):
     checkpoints = tmp_path / "run" / "world" / "checkpoints"
     process = started.Process([tmp_path / "run"], program=KILLED)
     try:
