@@ -64,7 +64,8 @@ def moments_program(
     y = jax.ShapeDtypeStruct((rows, targets), jnp.float32)
     counted = count_sums(states, rows, len(segments), width, targets, mesh.size, dtype)
     arguments = sums, x, pilot, y, members(parts, segments)[0]
-    return _compile(counted, devices[0].platform, compiled_add(mesh), *arguments)
+    with with_little_effort():
+        return _compile(counted, devices[0].platform, compiled_add(mesh), *arguments)
 
 
 def ridge_programs(
@@ -76,7 +77,7 @@ def ridge_programs(
         return None
     batch = layers_at_once((rows, width), np.dtype(DTYPES[dtype]).itemsize, states, mesh) * mesh.size
     # Loops within loops, of which some end early: what the compiler counts of them means little.
-    counted = count_ridge(rows, width, targets, len(RELATIVE_ALPHAS), devices[0].platform)
+    counted = count_ridge(rows, width, len(RELATIVE_ALPHAS), devices[0].platform)
     each = batch // mesh.size
     compiled = []
     with jax.enable_x64(False), with_little_effort():
