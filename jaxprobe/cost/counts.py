@@ -220,9 +220,11 @@ def count_inverse(width: int, platform: str) -> float:
     return count_factor(width, width, platform) if platform != "tpu" else 2 * count_factor(width, 0, platform)
 
 
-def count_ridge(rows: int, width: int, targets: int, penalties: int, platform: str) -> dict[str, Fit]:
-    """One state's probe from rows by the programs of `probes.solve.row_programs`; whitening is of one penalty."""
-    del targets  # their products are a thousandth
+def count_ridge(rows: int, width: int, penalties: int, platform: str) -> dict[str, Fit]:
+    """One state's probe from rows by the programs of `probes.solve.row_programs`; whitening is of one penalty.
+
+    Products with the targets are left out: they are a thousandth.
+    """
     if not in_feature_space(rows, width):
         one = count_inverse(rows, platform) + 4 * rows**2 * ROTATED  # the largest dimensions are put back
         return {
@@ -242,9 +244,9 @@ def count_ridge(rows: int, width: int, targets: int, penalties: int, platform: s
     }
 
 
-def count_fit(rows: int, width: int, targets: int, penalties: int, platform: str) -> Fit:
+def count_fit(rows: int, width: int, penalties: int, platform: str) -> Fit:
     """All of one state's probe from rows."""
-    each = count_ridge(rows, width, targets, penalties, platform)
+    each = count_ridge(rows, width, penalties, platform)
     times = {"whitening": WHITENED}
     operations = sum(times.get(name, 1) * fit.operations for name, fit in each.items())
     return Fit(operations, sum(times.get(name, 1) * fit.columns for name, fit in each.items()))

@@ -275,7 +275,7 @@ def _stored_seconds(job: _Job, forward_s: float) -> dict[str, float]:
     """The forward while states are written behind it; then they are read, and probes fitted and scored."""
     machine, width, rows, states = job.machine, job.config.width, job.training_rows, len(job.states)
     moved = len(job.table) * states * width * job.itemsize / (STORE_BYTES * machine.hosts)
-    one = count_fit(rows, width, job.targets, len(RELATIVE_ALPHAS), machine.chip.platform)
+    one = count_fit(rows, width, len(RELATIVE_ALPHAS), machine.chip.platform)
     fit = _fit_seconds(job, one, accelerator_batch((rows, width), job.itemsize, states, machine.count))
     parts = {"forward": forward_s, "writing": moved, "reading": READINGS * moved} | fit
     return parts | {"total": max(forward_s, moved) + parts["reading"] + sum(fit.values())}

@@ -94,7 +94,7 @@ def test_a_mesh_shares_the_work():
 def test_ridge_counts_are_those_of_the_traced_programs(rows):
     width, targets, penalties = 4096, 2, 12
     mesh = layer_mesh(jax.devices()[:1])
-    counted = count_ridge(rows, width, targets, penalties, "gpu")
+    counted = count_ridge(rows, width, penalties, "gpu")
     side = width if rows >= 0.75 * width else rows
     columns = {"leave-one-out": penalties * side, "weights": side, "whitening": 2 * side}
     columns["weights"] *= 2 if side == width else 1
@@ -110,7 +110,7 @@ def test_ridge_counts_are_those_of_the_traced_programs(rows):
         assert counted[name].columns == columns.get(name, 0)
     once = {name: fit.operations for name, fit in counted.items()}
     whitened = once.pop("whitening", 0) * WHITENED
-    assert count_fit(rows, width, targets, penalties, "gpu").operations == sum(once.values()) + whitened
+    assert count_fit(rows, width, penalties, "gpu").operations == sum(once.values()) + whitened
 
 
 def test_fits_from_sums_are_factors_alone():

@@ -1,5 +1,6 @@
 """Plans for machines that are not here: counted from shapes, and compiled where what compiles can be installed."""
 
+import functools
 import json
 from collections import Counter
 
@@ -34,14 +35,15 @@ ROWS = 3000  # of the cities: enough for several steps, and for probes in float3
 
 @pytest.fixture(scope="module", autouse=True)
 def without_plugin():
-    """GPUs are counted, also where the plugin is installed."""
+    """GPUs are counted, also where the plugin is installed; and the demo model's tokenizer is read once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topologies, "_found", lambda module: False)
-        yield patch
+        patch.setattr(planning, "load_tokenizer", functools.cache(planning.load_tokenizer))
+        yield
 
 
 @pytest.fixture(scope="module")
-def gpus(without_plugin):
+def gpus():
     return plan("llama-2-7b", "h100:8", "cities", "Where is {}", limit=ROWS)
 
 
@@ -90,7 +92,7 @@ def test_a_run_reads_each_stored_state_as_often_as_a_plan_says():
 
 def test_fits_follow_from_operations_and_columns(gpus):
     rows = ROWS - ROWS // 5
-    one = count_fit(rows, 4096, 2, 12, "gpu")
+    one = count_fit(rows, 4096, 12, "gpu")
     # 33 states on 8 GPUs: 5 on the fullest, in as many batches as their memory asks for.
     assert gpus.stored["ridge"] == pytest.approx(5 * one.operations / (0.5 * 67e12))
     batches = gpus.stored["its columns"] / (one.columns * COLUMN_SECONDS)
@@ -183,7 +185,7 @@ def test_gpus_compile_and_fit(cuda, monkeypatch, model, topology, mesh):
     monkeypatch.setattr(topologies, "_found", lambda module: True)
     made = plan(model, topology, "cities", "Where is {}", limit=ROWS, mesh=mesh and mesh_text(mesh))
     assert made.compiled and not made.refused and made.fits(True) and made.fits(False)
-    counted = count_ridge(ROWS - ROWS // 5, made.config.width, 2, 12, "gpu")
+    counted = count_ridge(ROWS - ROWS // 5, made.config.width, 12, "gpu")
     assert [one.name for one in made.ridge] == [f"ridge: {name}" for name in counted]
     assert "Compiled for it here" in "\n".join(words.describe(made))
     _, config = find_published(model)
