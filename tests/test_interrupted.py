@@ -13,7 +13,7 @@ import pytest
 from jaxprobe import open_activations
 from jaxprobe.extract.store.layout import is_complete
 from jaxprobe.extract.trie import SHARD_ENTITIES
-from tests import started
+from tests import compiling, started
 from tests.tiny_llama import save_model
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def command(tmp_path_factory):
 
 def start(command, out, python=False):
     """``python``: with its imports, as a user starts it."""
-    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as a user has it
+    environment = {**os.environ, "XLA_FLAGS": compiling.FLAGS}  # one device, as a user has it
     command = [*command, "--out", str(out)]
     if not python:
         return started.Process(command, env=environment)

@@ -11,7 +11,7 @@ from benchmarks.engines import ENGINES, NOT_COMPARED
 from benchmarks.summary import speed_up, summarise
 from benchmarks.worker import systematic_sample
 from jaxprobe.data.catalog import load_table
-from tests import tiny_llama
+from tests import compiling, tiny_llama
 from tests.tiny_llama import save_llama, save_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def result(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(extraction.STEP, "cpu", (64, 64))
         # One device, as on the machines that are measured; the tests' own eight would share two cores.
-        patch.delenv("XLA_FLAGS", raising=False)
+        patch.setenv("XLA_FLAGS", compiling.FLAGS)
         # PyTorch's threads wait for each other in every tiny product, for a minute where another process computes.
         patch.setenv("OMP_NUM_THREADS", "1")
         found = extraction.main(settings)

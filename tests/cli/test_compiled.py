@@ -9,6 +9,7 @@ import pytest
 
 from jaxprobe.data.catalog import load_table
 from jaxprobe.host import compiled
+from tests import compiling
 from tests.tiny_llama import save_model
 
 COUNTED = """
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 def start(folder, name):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiling.FLAGS, "XDG_CACHE_HOME": str(folder / "cache")}
     command = ["run", "--model", "model", "--dataset", "cities", "--limit", "60", "--out", name]
     return subprocess.Popen(
         [sys.executable, "-c", COUNTED, *command], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
