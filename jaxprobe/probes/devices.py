@@ -26,8 +26,8 @@ FIT_ROWS, FIT_MATRICES = 4, 8
 # Decompositions of fewer rows have one BLAS thread: OpenBLAS's own spin after eigh and halve the speed of what follows,
 # which is more than they gain. On two cores they gain nothing at 1024, a tenth of the fit at 2048.
 THREADS_PAY_FROM = 1024
-# Independent LAPACK calls are made side by side on a CPU, one for each core up to so many, with one BLAS thread each:
-# on two cores factors of width 512 to 4,096 take .7 to .85 of what they take one after another with two threads.
+# Factors of several penalties are made side by side on a CPU, one for each core up to so many (each has two matrices),
+# with one BLAS thread each: on two cores, of width 512 to 4,096, in .7 to .85 of the time of one after the other.
 SIDE_BY_SIDE = min(os.cpu_count() or 1, 4)
 
 
