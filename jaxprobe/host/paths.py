@@ -16,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -201,14 +201,18 @@ def check_out(out: AnyPath, *, file: bool = False) -> None:
         raise refused(f"has a name of {len(os.fsencode(long[0]))} bytes; file systems take {_LONGEST_NAME}")
     if not missing and (file or (there / "config.json").exists()):
         return  # a finished run may lie where nothing can be written; it is only read then
-    trial = there / (missing[-1] if missing else f".jaxprobe-{secrets.token_hex(4)}")
+    # In a folder of its own: other processes of this job are trying the same.
+    own = there / f".jaxprobe-{secrets.token_hex(4)}"
+    trials = [own, *(own / name for name in missing[-1:])]
     try:
-        trial.mkdir()
-        trial.rmdir()
-    except FileExistsError:  # another process of this job is trying the same
-        pass
+        for trial in trials:
+            trial.mkdir()
     except OSError as error:
         raise refused(f"can't be made in {there}: {error.strerror}") from error
+    finally:
+        for trial in reversed(trials):
+            with suppress(OSError):
+                trial.rmdir()
 
 
 def remove_folder(path: AnyPath) -> None:
