@@ -213,6 +213,7 @@ def _leave(client: Any, code: int) -> None:
             for process in range(1, jax.process_count()):
                 left = max(1, int(1000 * (until - time.monotonic())))
                 client.blocking_key_value_get(f"{_ENDED}/{process}", left)
+            time.sleep(0.5)  # from telling to its end a process needs a moment, and would abort without this one
     except jax.errors.JaxRuntimeError:
         pass
     sys.stdout.flush()
