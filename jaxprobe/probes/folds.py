@@ -87,7 +87,7 @@ def k_fold(
     *,
     dtype: str,
     blocked: bool,
-    together: bool,
+    together: bool = False,
     side_by_side: int = 1,
     floor: float = 0.0,
 ) -> Criterion:
@@ -137,17 +137,9 @@ def k_fold(
 
 
 def generalised(
-    folds: Moments,
-    alphas: Float[Array, " A"],
-    *,
-    dtype: str,
-    blocked: bool,
-    together: bool,
-    side_by_side: int = 1,
-    floor: float = 0.0,
+    folds: Moments, alphas: Float[Array, " A"], *, dtype: str, blocked: bool, side_by_side: int = 1, floor: float = 0.0
 ) -> Criterion:
     """Generalised cross-validation of the fit on all rows; arguments and result as of `k_fold`."""
-    del together
     everything = total(folds)
     normal, n = _normal(everything, floor), everything.count
     y_squares = _squares(everything)

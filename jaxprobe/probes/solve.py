@@ -323,17 +323,21 @@ class _OnHost:
 
     def criteria(self, alphas: Float[np.ndarray, " A"]) -> tuple[Float[np.ndarray, "A C"], int]:
         """(the criterion at every penalty, how many of them needed factors in float64)."""
-        options = dict(together=False, side_by_side=SIDE_BY_SIDE)
         with self._here():
-            with threadpool_limits(1, user_api="blas"):  # threads of each call would wait for each other
-                of_all = _compiled(self._criterion, *ATTEMPTS[0], **options)(self._rotated, alphas)
-                losses, doubt = np.array(of_all.losses), np.array(of_all.doubt)
+            losses, doubt = self._attempt(ATTEMPTS[0], alphas)
             doubtful = int((~(doubt < 1)).sum())
             for attempt in ATTEMPTS[1:]:
                 for column in np.flatnonzero(~(doubt < 1)):
-                    again = _compiled(self._criterion, *attempt, **options)(self._rotated, alphas[column, None])
-                    losses[column], doubt[column] = np.asarray(again.losses)[0], np.asarray(again.doubt)[0]
+                    (losses[column],), (doubt[column],) = self._attempt(attempt, alphas[column, None])
         return losses, doubtful
+
+    def _attempt(self, attempt: tuple[str, float], alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the criterion [A, C], the doubt [A]) of one of ATTEMPTS."""
+        side_by_side = min(SIDE_BY_SIDE, len(alphas))
+        # Threads of calls that are made at once would wait for each other; a call that is alone has all.
+        with threadpool_limits(1 if side_by_side > 1 else None, user_api="blas"):
+            found = _compiled(self._criterion, *attempt, side_by_side=side_by_side)(self._rotated, alphas)
+            return np.array(found.losses), np.array(found.doubt)
 
     def weights(self, alpha: float) -> tuple[Float[np.ndarray, "D C"], float, Float[np.ndarray, " C"]]:
         """(weights of the dimensions of x, condition, R2 on the rows) at one penalty."""
@@ -408,10 +412,13 @@ def solve_sums(
     """
     mesh = s.mesh
     each = len(s.sums) // mesh.size
-    width, criterion = s.shift.shape[1], folds.k_fold if choice.criterion == "k_fold" else folds.generalised
+    width = s.shift.shape[1]
     targets = [np.asarray(leaf, np.float32) for leaf in (s.count, s.y_sum, s.yy)]
     options = dict(dtype="float32", blocked=on_tpu(mesh))
-    together = folds_together(width, mesh.devices.flat[0].platform)
+    if choice.criterion == "k_fold":
+        criterion, how = folds.k_fold, dict(together=folds_together(width, mesh.devices.flat[0].platform))
+    else:
+        criterion, how = folds.generalised, {}
     shift, top, axes = (np.asarray(leaf) for leaf in (s.shift, s.top, s.axes))
     turned = rotation(axes)
     back = np.linalg.inv(turned)
@@ -432,7 +439,7 @@ def solve_sums(
 
         def errors(alphas: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             with jax.enable_x64(False):
-                found = run(criterion, alphas.astype(np.float32), together=together, **options)
+                found = run(criterion, alphas.astype(np.float32), **how, **options)
             losses, asked = found.losses / y_scale**2, (wanted & (here < states))[:, None]
             mean, doubtful = losses.mean(axis=2), ~(found.doubt < 1) & asked
             np.minimum(least, np.where(asked & ~doubtful, mean, np.inf).min(axis=1), out=least)
