@@ -16,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -202,17 +202,12 @@ def check_out(out: AnyPath, *, file: bool = False) -> None:
     if not missing and (file or (there / "config.json").exists()):
         return  # a finished run may lie where nothing can be written; it is only read then
     # In a folder of its own: other processes of this job are trying the same.
-    own = there / f".jaxprobe-{secrets.token_hex(4)}"
-    trials = [own, *(own / name for name in missing[-1:])]
     try:
-        for trial in trials:
-            trial.mkdir()
+        with tempfile.TemporaryDirectory(prefix=".jaxprobe-", dir=there) as own:
+            for name in missing[-1:]:
+                Path(own, name).mkdir()
     except OSError as error:
         raise refused(f"can't be made in {there}: {error.strerror}") from error
-    finally:
-        for trial in reversed(trials):
-            with suppress(OSError):
-                trial.rmdir()
 
 
 def remove_folder(path: AnyPath) -> None:
