@@ -35,9 +35,16 @@ ROWS = 3000  # of the cities: enough for several steps, and for probes in float3
 
 @pytest.fixture(scope="module", autouse=True)
 def without_plugin():
-    """GPUs are counted, also where the plugin is installed; and the demo model's tokenizer is read once."""
+    """GPUs are counted, also where the plugin is installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topologies, "_found", lambda module: False)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer():
+    """Of the demo model, read once."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "load_tokenizer", functools.cache(planning.load_tokenizer))
         yield
 
